@@ -6,3 +6,6 @@
 pub mod chunk;
 pub mod hash;
 pub mod sys;
+
+#[cfg(test)]
+mod testing;
