@@ -12,6 +12,7 @@
 
 mod path;
 pub mod real;
+pub mod sim;
 
 use std::io;
 use std::sync::Arc;
