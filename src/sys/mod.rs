@@ -10,9 +10,12 @@
 //!
 //! Absent on purpose: any file format.
 
+pub mod overlay;
 mod path;
 pub mod real;
 pub mod sim;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;
