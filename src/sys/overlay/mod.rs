@@ -120,6 +120,7 @@ impl Shared {
 
     /// The file at `path`.
     fn file(&self, names: &mut Names, path: &str) -> io::Result<Arc<Layer>> {
+        split(path)?;
         match self.find(names, path)? {
             Found::Nothing => Err(os_error(libc::ENOENT)),
             Found::Dir => Err(os_error(libc::EISDIR)),
@@ -204,8 +205,11 @@ impl Disk for OverlayDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut names = self.shared.names.lock();
+        let (from_dir, to_dir) = (split(from)?.0, split(to)?.0);
+        // Both directories are looked for before the names in them, as the system does.
+        self.shared.is_below(&names, from_dir)?;
+        self.shared.is_below(&names, to_dir)?;
         let layer = self.shared.file(&mut names, from)?;
-        self.shared.is_below(&names, split(to)?.0)?;
         if let Found::Dir = self.shared.find(&names, to)? {
             return Err(os_error(libc::EISDIR));
         }

@@ -111,6 +111,11 @@ impl Names {
 
     /// Moves a file to another name; returns the file that it has replaced there.
     pub(super) fn rename(&mut self, from: &str, to: &str) -> io::Result<Option<FileId>> {
+        let (from_dir, from_name) = split(from)?;
+        let (to_dir, to_name) = split(to)?;
+        // Both directories are looked for before the names in them, as the system does.
+        self.directory(from_dir)?;
+        self.directory(to_dir)?;
         let moved = self.file(from)?;
         let replaced = match self.get(to)? {
             Some(Node::Dir) => return Err(os_error(libc::EISDIR)),
@@ -121,9 +126,7 @@ impl Names {
         if replaced == Some(moved) {
             return Ok(None);
         }
-        let (to_dir, to_name) = split(to)?;
         self.directory_mut(to_dir)?.set(to_name, Some(Node::File(moved)));
-        let (from_dir, from_name) = split(from)?;
         self.directory_mut(from_dir)?.set(from_name, None);
         Ok(replaced)
     }
@@ -138,6 +141,7 @@ impl Names {
 
     /// The file at `path`.
     pub(super) fn file(&self, path: &str) -> io::Result<FileId> {
+        split(path)?;
         match self.get(path)? {
             Some(Node::File(id)) => Ok(id),
             Some(Node::Dir) => Err(os_error(libc::EISDIR)),
@@ -289,10 +293,10 @@ impl Names {
     }
 
     fn add(&mut self, path: &str, node: Node) -> io::Result<()> {
+        let (dir, name) = split(path)?;
         if self.get(path)?.is_some() {
             return Err(os_error(libc::EEXIST));
         }
-        let (dir, name) = split(path)?;
         self.directory_mut(dir)?.set(name, Some(node));
         Ok(())
     }
