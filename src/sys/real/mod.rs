@@ -115,6 +115,10 @@ impl Disk for RealDisk {
         if is_directory(from_dir.as_fd(), from_name)? {
             return Err(os_error(libc::EISDIR));
         }
+        // The system answers ENOTEMPTY when the directory is one that the file lies in.
+        if is_directory(to_dir.as_fd(), to_name).unwrap_or(false) {
+            return Err(os_error(libc::EISDIR));
+        }
         Ok(renameat(&from_dir, from_name, &to_dir, to_name)?)
     }
 
