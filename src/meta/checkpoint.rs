@@ -19,8 +19,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use redb::{
-    Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, StorageBackend,
-    TableDefinition,
+    Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, StorageBackend, TableDefinition,
 };
 
 use crate::meta::codec::{Reader, put_varint};

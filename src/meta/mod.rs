@@ -113,8 +113,8 @@ impl Meta {
     /// Applies a record from behind the position, in the log's order; takes in when that is due.
     pub fn replay(&self, record: &Record) -> Result<()> {
         let position = record.position;
-        let entries = record::decode(&record.entries)
-            .map_err(|source| Error::Record { position, source })?;
+        let entries =
+            record::decode(&record.entries).map_err(|source| Error::Record { position, source })?;
         {
             let _commit = self.commit.lock();
             let last = self.layers.read().filled_to;
@@ -209,11 +209,7 @@ impl Meta {
     /// `during` runs before anyone can enter the new group, with the id of the closed one; it must
     /// not enter or cut. None, and no cut, when nothing is in the group and `force` is false.
     /// There must be no committing group.
-    pub fn cut<R>(
-        &self,
-        force: bool,
-        during: impl FnOnce(GroupId) -> R,
-    ) -> Option<(GroupId, R)> {
+    pub fn cut<R>(&self, force: bool, during: impl FnOnce(GroupId) -> R) -> Option<(GroupId, R)> {
         let _exclusive = self.cut.write();
         let id = {
             let mut layers = self.layers.write();

@@ -67,7 +67,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Entries, CodecError> {
     }
 }
 
-fn encode_body(entries: &Entries) -> Vec<u8> {
+pub(super) fn encode_body(entries: &Entries) -> Vec<u8> {
     let mut out = Vec::new();
     put_varint(&mut out, entries.len() as u64);
     let mut before: &[u8] = &[];
