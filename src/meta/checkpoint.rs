@@ -16,6 +16,7 @@ use std::io;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use redb::{
@@ -46,8 +47,8 @@ pub(super) trait Checkpoint: Send + Sync {
     fn view(&self) -> Result<(Arc<dyn View>, LogPosition)>;
     /// Applies all entries and names `position`, in one durable step: all or nothing.
     fn take_in(&self, entries: &Entries, position: LogPosition) -> Result<()>;
-    /// Length of the file.
-    fn stored_bytes(&self) -> Result<u64>;
+    /// Bytes of the file, without the space that it has grown ahead and never written.
+    fn stored_bytes(&self) -> u64;
     /// Closes the file cleanly. Everything else answers [`Error::Closed`] afterwards.
     fn close(&self) -> Result<()>;
 }
@@ -90,18 +91,20 @@ pub(super) fn open(disk: &Arc<dyn Disk>, cache_bytes: u64) -> Result<RedbCheckpo
 
 /// The checkpoint on redb.
 pub(super) struct RedbCheckpoint {
-    file: Arc<dyn DiskFile>,
+    written_to: Arc<AtomicU64>,
     database: RwLock<Option<Database>>,
 }
 
 impl RedbCheckpoint {
     fn start(file: Arc<dyn DiskFile>, cache_bytes: u64) -> Result<RedbCheckpoint> {
-        let backend = RedbBackend { file: file.clone() };
+        let len = file.len().map_err(|source| Error::Io { action: "open", source })?;
+        let written_to = Arc::new(AtomicU64::new(len));
+        let backend = RedbBackend { file, written_to: written_to.clone() };
         let database = guarded("open", || {
             let cache_bytes = usize::try_from(cache_bytes).unwrap_or(usize::MAX);
             Ok(Builder::new().set_cache_size(cache_bytes).create_with_backend(backend)?)
         })?;
-        Ok(RedbCheckpoint { file, database: RwLock::new(Some(database)) })
+        Ok(RedbCheckpoint { written_to, database: RwLock::new(Some(database)) })
     }
 
     fn with<T>(
@@ -150,8 +153,8 @@ impl Checkpoint for RedbCheckpoint {
         })
     }
 
-    fn stored_bytes(&self) -> Result<u64> {
-        self.file.len().map_err(|source| Error::Io { action: "measure", source })
+    fn stored_bytes(&self) -> u64 {
+        self.written_to.load(Ordering::Relaxed)
     }
 
     fn close(&self) -> Result<()> {
@@ -191,6 +194,9 @@ impl View for RedbView {
 /// The file as redb wants it.
 struct RedbBackend {
     file: Arc<dyn DiskFile>,
+    /// End of the last byte that was ever written: redb doubles the file long before it needs to,
+    /// and what lies behind this is a hole.
+    written_to: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for RedbBackend {
@@ -212,7 +218,9 @@ impl StorageBackend for RedbBackend {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        self.file.set_len(len)?;
+        self.written_to.fetch_min(len, Ordering::Relaxed);
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -220,6 +228,7 @@ impl StorageBackend for RedbBackend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.written_to.fetch_max(offset.saturating_add(data.len() as u64), Ordering::Relaxed);
         self.file.write_all_at(data, offset)
     }
 }

@@ -19,6 +19,9 @@ use crate::store::LogPosition;
 /// A key and a value, or a deletion.
 pub(super) type Entry = (Arc<[u8]>, Option<Arc<[u8]>>);
 
+/// A key and its value.
+pub(super) type Living = (Arc<[u8]>, Arc<[u8]>);
+
 /// Layers that can be asked at once.
 const LAYERS_MAX: usize = 5;
 
@@ -93,7 +96,7 @@ pub(super) struct Slice {
 /// Entries that were merged.
 pub(super) struct Batch {
     /// Living entries by ascending key.
-    pub(super) entries: Vec<(Arc<[u8]>, Arc<[u8]>)>,
+    pub(super) entries: Vec<Living>,
     /// Where the next batch begins: behind this key. None at the end.
     pub(super) behind: Option<Arc<[u8]>>,
 }

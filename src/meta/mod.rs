@@ -48,6 +48,9 @@ const SCAN_FIRST: usize = 16;
 /// Entries of a later batch of a scan, at most.
 const SCAN_MAX: usize = 1024;
 
+/// Is shown the keys and values of a scan, and says whether to go on.
+pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
 /// Limits of the metadata's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
@@ -143,11 +146,7 @@ impl Meta {
     ///
     /// An entry that is neither put nor deleted meanwhile is visited exactly once. Holds nothing
     /// while `each` runs.
-    pub fn scan(
-        &self,
-        range: KeyRange,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn scan(&self, range: KeyRange, each: &mut Visitor<'_>) -> Result<()> {
         let KeyRange { start, end } = range;
         if start >= end {
             return Ok(());
@@ -309,9 +308,9 @@ impl Meta {
         Ok(())
     }
 
-    /// Length of the checkpoint's file; 0 when the disk does not say.
+    /// Bytes of the checkpoint's file, without the space that it has grown ahead.
     pub fn stored_bytes(&self) -> u64 {
-        self.checkpoint.stored_bytes().unwrap_or(0)
+        self.checkpoint.stored_bytes()
     }
 
     /// Takes in all that is committed and closes the checkpoint cleanly.

@@ -260,3 +260,19 @@ fn a_usual_inode_is_small() {
     };
     assert_eq!(inode.encode().len(), 32);
 }
+
+/// The example of docs/format.md.
+#[test]
+fn the_example_of_a_record_is_true() {
+    let text = include_str!("../../../docs/format-meta.md");
+    let example = text.split("```").nth(1).unwrap().lines().flat_map(|line| {
+        line.split("  ").next().unwrap().split_whitespace().map(|hex| u8::from_str_radix(hex, 16))
+    });
+    let example: Vec<u8> = example.map(Result::unwrap).collect();
+    let counters = Counters { next_ino: 2, files: 1, logical_bytes: 0, epoch: 0 };
+    let mut entries = Entries::new();
+    entries.insert(Key::Counters.encode().into(), Some(counters.encode().into()));
+    entries.insert(Key::Orphan(Ino(3)).encode().into(), None);
+    assert_eq!(record::decode(&example), Ok(entries.clone()));
+    assert_eq!(record::encode(&entries), example);
+}

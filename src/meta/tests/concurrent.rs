@@ -27,7 +27,7 @@ fn readers_see_every_entry_at_every_moment() {
             let Key::Name { dir, cookie } = key(name) else { unreachable!() };
             let fleeting = Key::Name { dir, cookie: Cookie(cookie.0 + 1) };
             let group = meta.enter();
-            if (round + name) % 2 == 0 {
+            if (round + name).is_multiple_of(2) {
                 group.put(&fleeting, round.to_le_bytes().to_vec());
             } else {
                 group.delete(&fleeting);
