@@ -58,6 +58,12 @@ pub enum Damage {
     /// The embedded store says so.
     #[error(transparent)]
     Store(Box<redb::Error>),
+    /// A page does not fit its checksum.
+    #[error("page {page} does not fit its checksum")]
+    Page {
+        /// Its number.
+        page: u64,
+    },
     /// The embedded store met bytes that it never wrote, and panicked.
     #[error("a page holds what was never written")]
     Panic,

@@ -132,14 +132,18 @@ impl Meta {
     /// Returns the value of `key`, as the newest change left it.
     pub fn get(&self, key: &Key<'_>) -> Result<Option<Vec<u8>>> {
         let key = key.encode();
+        self.patiently(|| self.get_once(&key))
+    }
+
+    fn get_once(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         let view = {
             let layers = self.layers.read();
-            if let Some(found) = layers.get(&key) {
+            if let Some(found) = layers.get(key) {
                 return Ok(found.map(|value| value.to_vec()));
             }
             layers.view()?
         };
-        view.get(&key)
+        view.get(key)
     }
 
     /// Visits the keys and values of a range by ascending key, until `each` breaks.
@@ -166,12 +170,43 @@ impl Meta {
     }
 
     fn batch(&self, from: Bound<&[u8]>, end: &[u8], count: usize) -> Result<Batch> {
+        self.patiently(|| self.batch_once(from, end, count))
+    }
+
+    fn batch_once(&self, from: Bound<&[u8]>, end: &[u8], count: usize) -> Result<Batch> {
         let (mut slices, view) = {
             let layers = self.layers.read();
             (layers.slices(from, end, count), layers.view()?)
         };
         slices.push(view.slice(from, end, count)?);
         Ok(merge(&slices))
+    }
+
+    /// Asks, and once more when the checkpoint gave up for good because of an earlier error, or was
+    /// just opened anew by another: a bad page, or a failed take-in, must not end all reading.
+    fn patiently<T>(&self, ask: impl Fn() -> Result<T>) -> Result<T> {
+        match ask() {
+            Err(Error::PreviousFailure | Error::Closed) => {}
+            answer => return answer,
+        }
+        let _one = self.take_in.lock();
+        match ask() {
+            Err(Error::PreviousFailure) => self.rescue()?,
+            answer => return answer,
+        }
+        ask()
+    }
+
+    /// Opens the checkpoint anew after an error; the take-in lock must be held.
+    fn rescue(&self) -> Result<()> {
+        self.checkpoint.rescue()?;
+        let (view, viewed_to) = self.checkpoint.view()?;
+        let mut layers = self.layers.write();
+        if layers.view.is_some() {
+            layers.view = Some(view);
+            layers.viewed_to = viewed_to;
+        }
+        Ok(())
     }
 
     /// Takes a shared hold on the open group.
@@ -278,8 +313,9 @@ impl Meta {
 
     /// Takes what is committed into the checkpoint, durably; everything else goes on meanwhile.
     ///
-    /// Waits for a take-in that is under way. After an error all entries stay readable; whether
-    /// another try can succeed is for the error to say ([`Error::PreviousFailure`]: it cannot).
+    /// Waits for a take-in that is under way. After an error all entries stay readable, and a later
+    /// try may succeed (when there is space again), unless a sync failed: then every later try
+    /// answers [`Error::PreviousFailure`], and only opening the volume again helps.
     pub fn take_in(&self) -> Result<()> {
         let _one = self.take_in.lock();
         // What an earlier try left over comes first, as it is older.
@@ -299,7 +335,13 @@ impl Meta {
     /// Takes in the part that is set aside for it, if there is one.
     fn take_in_part(&self) -> Result<()> {
         let Some((part, position)) = self.layers.read().taking.clone() else { return Ok(()) };
-        self.checkpoint.take_in(&part.entries(), position)?;
+        if let Err(error) = self.checkpoint.take_in(&part.entries(), position) {
+            if let Error::Io { .. } = error {
+                // So that reading goes on; the error that counts is the first one.
+                let _ = self.rescue();
+            }
+            return Err(error);
+        }
         let (view, viewed_to) = self.checkpoint.view()?;
         let mut layers = self.layers.write();
         layers.view = Some(view);

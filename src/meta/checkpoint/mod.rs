@@ -7,22 +7,24 @@
 //!
 //! Invariants: (1) entries and position change in one transaction, with two-phase commit, and the
 //! allocator's state is written along (quick repair), so opening after a crash reads a few pages
-//! only; (2) a panic of redb over damaged bytes ends here, as [`Error::Damaged`].
+//! only; (2) every page is verified when it is read ([`backend`]), and should redb still meet bytes
+//! that make it panic, that ends here, as [`Error::Damaged`].
 //!
 //! Absent on purpose: what keys and values mean.
 
-use std::fmt;
+mod backend;
+
 use std::io;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use redb::{
     Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, StorageBackend, TableDefinition,
 };
 
+use crate::meta::checkpoint::backend::{Backend, BadPage, PageFile, ReadingBackend};
 use crate::meta::codec::{Reader, put_varint};
 use crate::meta::error::{CodecError, Damage, Error, Result};
 use crate::meta::groups::Entries;
@@ -49,6 +51,9 @@ pub(super) trait Checkpoint: Send + Sync {
     fn take_in(&self, entries: &Entries, position: LogPosition) -> Result<()>;
     /// Bytes of the file, without the space that it has grown ahead and never written.
     fn stored_bytes(&self) -> u64;
+    /// Opens the file anew after an error. When a sync failed it is only for reading from then on,
+    /// and [`Checkpoint::take_in`] answers [`Error::PreviousFailure`]. Older views are void.
+    fn rescue(&self) -> Result<()>;
     /// Closes the file cleanly. Everything else answers [`Error::Closed`] afterwards.
     fn close(&self) -> Result<()>;
 }
@@ -91,36 +96,59 @@ pub(super) fn open(disk: &Arc<dyn Disk>, cache_bytes: u64) -> Result<RedbCheckpo
 
 /// The checkpoint on redb.
 pub(super) struct RedbCheckpoint {
-    written_to: Arc<AtomicU64>,
-    database: RwLock<Option<Database>>,
+    file: Arc<PageFile>,
+    cache_bytes: usize,
+    state: RwLock<State>,
+}
+
+/// How far the file can be used.
+enum State {
+    Writing(Database),
+    Reading(Database),
+    /// It could not be opened anew.
+    Lost,
+    Closed,
 }
 
 impl RedbCheckpoint {
     fn start(file: Arc<dyn DiskFile>, cache_bytes: u64) -> Result<RedbCheckpoint> {
-        let len = file.len().map_err(|source| Error::Io { action: "open", source })?;
-        let written_to = Arc::new(AtomicU64::new(len));
-        let backend = RedbBackend { file, written_to: written_to.clone() };
-        let database = guarded("open", || {
-            let cache_bytes = usize::try_from(cache_bytes).unwrap_or(usize::MAX);
-            Ok(Builder::new().set_cache_size(cache_bytes).create_with_backend(backend)?)
-        })?;
-        Ok(RedbCheckpoint { written_to, database: RwLock::new(Some(database)) })
+        let file = PageFile::new(file).map_err(|source| Error::Io { action: "open", source })?;
+        let file = Arc::new(file);
+        let cache_bytes = usize::try_from(cache_bytes).unwrap_or(usize::MAX);
+        let database = open_database(Backend(file.clone()), cache_bytes)?;
+        Ok(RedbCheckpoint { file, cache_bytes, state: RwLock::new(State::Writing(database)) })
     }
 
-    fn with<T>(
-        &self,
-        action: &'static str,
-        call: impl FnOnce(&Database) -> std::result::Result<T, redb::Error>,
-    ) -> Result<T> {
-        let database = self.database.read();
-        let database = database.as_ref().ok_or(Error::Closed)?;
-        guarded(action, || call(database))
+    /// The state after a failure, from the file alone.
+    fn reopened(&self) -> Result<State> {
+        if self.file.has_failed_sync() {
+            let backend = ReadingBackend::new(self.file.clone())
+                .map_err(|source| Error::Io { action: "open", source })?;
+            open_database(backend, self.cache_bytes).map(State::Reading)
+        } else {
+            open_database(Backend(self.file.clone()), self.cache_bytes).map(State::Writing)
+        }
     }
+}
+
+/// Opens redb, which makes a new database of an empty file.
+fn open_database(backend: impl StorageBackend, cache_bytes: usize) -> Result<Database> {
+    guarded("open", || {
+        let mut builder = Builder::new();
+        builder.set_cache_size(cache_bytes);
+        Ok(builder.create_with_backend(backend)?)
+    })
 }
 
 impl Checkpoint for RedbCheckpoint {
     fn view(&self) -> Result<(Arc<dyn View>, LogPosition)> {
-        let (table, position) = self.with("read", |database| {
+        let state = self.state.read();
+        let database = match &*state {
+            State::Writing(database) | State::Reading(database) => database,
+            State::Lost => return Err(Error::PreviousFailure),
+            State::Closed => return Err(Error::Closed),
+        };
+        let (table, position) = guarded("read", || {
             let transaction = database.begin_read()?;
             let position = transaction.open_table(POSITION)?;
             let position = position.get(POSITION_KEY)?.map(|guard| guard.value().to_vec());
@@ -133,7 +161,13 @@ impl Checkpoint for RedbCheckpoint {
     }
 
     fn take_in(&self, entries: &Entries, position: LogPosition) -> Result<()> {
-        self.with("write", |database| {
+        let state = self.state.read();
+        let database = match &*state {
+            State::Writing(database) => database,
+            State::Reading(_) | State::Lost => return Err(Error::PreviousFailure),
+            State::Closed => return Err(Error::Closed),
+        };
+        guarded("write", || {
             let mut transaction = database.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
             transaction.set_two_phase_commit(true);
@@ -153,14 +187,33 @@ impl Checkpoint for RedbCheckpoint {
         })
     }
 
+    fn rescue(&self) -> Result<()> {
+        let mut state = self.state.write();
+        match std::mem::replace(&mut *state, State::Lost) {
+            State::Closed => {
+                *state = State::Closed;
+                return Err(Error::Closed);
+            }
+            // After an error of the disk redb itself writes nothing more.
+            State::Writing(database) | State::Reading(database) => {
+                let _ = guarded("close", || Ok(database.close()?));
+            }
+            State::Lost => {}
+        }
+        *state = self.reopened()?;
+        Ok(())
+    }
+
     fn stored_bytes(&self) -> u64 {
-        self.written_to.load(Ordering::Relaxed)
+        self.file.written_bytes()
     }
 
     fn close(&self) -> Result<()> {
-        match self.database.write().take() {
-            Some(database) => guarded("close", || Ok(database.close()?)),
-            None => Ok(()),
+        match std::mem::replace(&mut *self.state.write(), State::Closed) {
+            State::Writing(database) | State::Reading(database) => {
+                guarded("close", || Ok(database.close()?))
+            }
+            State::Lost | State::Closed => Ok(()),
         }
     }
 }
@@ -191,48 +244,6 @@ impl View for RedbView {
     }
 }
 
-/// The file as redb wants it.
-struct RedbBackend {
-    file: Arc<dyn DiskFile>,
-    /// End of the last byte that was ever written: redb doubles the file long before it needs to,
-    /// and what lies behind this is a hole.
-    written_to: Arc<AtomicU64>,
-}
-
-impl fmt::Debug for RedbBackend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(FILE)
-    }
-}
-
-impl StorageBackend for RedbBackend {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        if self.file.read_at(out, offset)? < out.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)?;
-        self.written_to.fetch_min(len, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.file.sync()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.written_to.fetch_max(offset.saturating_add(data.len() as u64), Ordering::Relaxed);
-        self.file.write_all_at(data, offset)
-    }
-}
-
 /// Calls redb; its errors and its panics become ours.
 ///
 /// redb trusts its pages after the header, and some damage makes it panic. Unwinding is safe to
@@ -251,6 +262,10 @@ fn guarded<T>(
 fn translate(action: &'static str, error: redb::Error) -> Error {
     match error {
         // Short reads are damage: the file is shorter than its header says.
+        redb::Error::Io(source) if bad_page(&source).is_some() => {
+            let page = bad_page(&source).unwrap_or_default();
+            Error::Damaged { source: Damage::Page { page } }
+        }
         redb::Error::Io(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
             Error::Io { action, source }
         }
@@ -258,6 +273,11 @@ fn translate(action: &'static str, error: redb::Error) -> Error {
         redb::Error::DatabaseClosed => Error::Closed,
         error => Error::Damaged { source: Damage::Store(Box::new(error)) },
     }
+}
+
+/// The page that does not fit its checksum, if that is the error.
+fn bad_page(error: &io::Error) -> Option<u64> {
+    error.get_ref()?.downcast_ref::<BadPage>().map(|bad| bad.page)
 }
 
 fn encode_position(position: LogPosition) -> Vec<u8> {
