@@ -39,7 +39,7 @@ pub(super) struct BadPage {
 }
 
 /// The file, with what must be known of it from outside redb.
-pub(super) struct PageFile {
+pub(in crate::meta) struct PageFile {
     file: Arc<dyn DiskFile>,
     /// End of the last byte that was ever written: redb doubles the file long before it needs to,
     /// and what lies behind this is a hole.
@@ -49,7 +49,7 @@ pub(super) struct PageFile {
 
 impl PageFile {
     /// Takes over a file that is a checkpoint, or empty.
-    pub(super) fn new(file: Arc<dyn DiskFile>) -> io::Result<PageFile> {
+    pub(in crate::meta) fn new(file: Arc<dyn DiskFile>) -> io::Result<PageFile> {
         let written_to = AtomicU64::new(file.len()?);
         Ok(PageFile { file, written_to, sync_failed: AtomicBool::new(false) })
     }
@@ -212,7 +212,7 @@ fn trailer_of(page: u64, bytes: &[u8]) -> [u8; TRAILER_BYTES] {
 }
 
 /// redb's way to the file.
-pub(super) struct Backend(pub(super) Arc<PageFile>);
+pub(in crate::meta) struct Backend(pub(in crate::meta) Arc<PageFile>);
 
 impl fmt::Debug for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -244,27 +244,30 @@ impl StorageBackend for Backend {
 
 /// redb's way to a file that is only read from now on: what redb writes to mark it as open, or to
 /// recover it, stays in memory.
-pub(super) struct ReadingBackend {
+pub(in crate::meta) struct ReadingBackend {
     file: Arc<PageFile>,
     changes: Mutex<Changes>,
 }
 
 struct Changes {
     len: u64,
+    /// Bytes from here on are no longer the file's: the length was less for a while.
+    file_len: u64,
     /// Pages that differ from the file, by number.
     pages: BTreeMap<u64, Box<[u8; PAGE_BYTES]>>,
 }
 
 impl ReadingBackend {
     /// Begins with the file as it is.
-    pub(super) fn new(file: Arc<PageFile>) -> io::Result<ReadingBackend> {
+    pub(in crate::meta) fn new(file: Arc<PageFile>) -> io::Result<ReadingBackend> {
         let len = file.len()?;
-        Ok(ReadingBackend { file, changes: Mutex::new(Changes { len, pages: BTreeMap::new() }) })
+        let changes = Changes { len, file_len: len, pages: BTreeMap::new() };
+        Ok(ReadingBackend { file, changes: Mutex::new(changes) })
     }
 
-    /// Reads what the file has of a range; the rest is zeros.
-    fn read_file(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let in_file = self.file.len()?.saturating_sub(offset).min(out.len() as u64) as usize;
+    /// Reads what the first `len` bytes of the file have of a range; the rest is zeros.
+    fn read_file(&self, len: u64, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let in_file = len.saturating_sub(offset).min(out.len() as u64) as usize;
         let (head, tail) = out.split_at_mut(in_file);
         tail.fill(0);
         self.file.read(offset, head)
@@ -291,7 +294,9 @@ impl StorageBackend for ReadingBackend {
             let Some(out) = out.get_mut(piece.at..piece.at + piece.len) else { break };
             match changes.pages.get(&piece.page) {
                 Some(page) => out.copy_from_slice(&page[piece.skip..piece.skip + piece.len]),
-                None => self.read_file(offset.saturating_add(piece.at as u64), out)?,
+                None => {
+                    self.read_file(changes.file_len, offset.saturating_add(piece.at as u64), out)?
+                }
             }
         }
         Ok(())
@@ -300,6 +305,7 @@ impl StorageBackend for ReadingBackend {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut changes = self.changes.lock();
         changes.len = len;
+        changes.file_len = changes.file_len.min(len);
         changes.pages.split_off(&len.div_ceil(PAGE_BYTES as u64));
         Ok(())
     }
@@ -316,7 +322,7 @@ impl StorageBackend for ReadingBackend {
                 let mut page = Box::new([0; PAGE_BYTES]);
                 if piece.len < PAGE_BYTES {
                     let start = piece.page.saturating_mul(PAGE_BYTES as u64);
-                    self.read_file(start, page.as_mut_slice())?;
+                    self.read_file(changes.file_len, start, page.as_mut_slice())?;
                 }
                 changes.pages.insert(piece.page, page);
             }

@@ -12,7 +12,7 @@
 //!
 //! Absent on purpose: what keys and values mean.
 
-mod backend;
+pub(super) mod backend;
 
 use std::io;
 use std::ops::Bound;
@@ -273,6 +273,11 @@ fn translate(action: &'static str, error: redb::Error) -> Error {
         redb::Error::DatabaseClosed => Error::Closed,
         error => Error::Damaged { source: Damage::Store(Box::new(error)) },
     }
+}
+
+/// A file that is shorter than its header says, or has another file's header.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData)
 }
 
 /// The page that does not fit its checksum, if that is the error.

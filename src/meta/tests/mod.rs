@@ -2,8 +2,9 @@
 
 mod codec;
 mod concurrent;
-mod disk;
+mod crash;
 mod model;
+mod pages;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -11,11 +12,12 @@ use std::sync::Arc;
 use crate::meta::{Key, KeyRange, Meta, Options};
 use crate::store::{LogPosition, Record};
 use crate::sys::Disk;
+use crate::sys::sim::SimDisk;
 
 const SMALL: Options = Options { committed_bytes_max: 64 << 10, cache_bytes: 1 << 20 };
 
 fn new_disk() -> Arc<dyn Disk> {
-    let disk: Arc<dyn Disk> = Arc::new(disk::MemDisk::default());
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
     Meta::create(&disk).unwrap();
     disk
 }

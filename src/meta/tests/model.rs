@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::{SMALL, commit, new_disk, position, put, reopen, scan};
 use crate::meta::{Cookie, Error, Ino, Key, KeyRange, Meta};
 use crate::store::Record;
+use crate::sys::sim::SimDisk;
 use crate::sys::{Access, Disk};
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -310,8 +311,9 @@ fn after_close_the_checkpoint_is_closed() {
 
 #[test]
 fn a_missing_or_empty_checkpoint_is_told() {
-    let disk: Arc<dyn Disk> = Arc::new(super::disk::MemDisk::default());
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
     assert!(matches!(Meta::open(disk.clone(), SMALL), Err(Error::Missing)));
+    disk.create_dir("meta").unwrap();
     disk.open("meta/checkpoint.redb", Access::CreateNew).unwrap();
     assert!(matches!(Meta::open(disk.clone(), SMALL), Err(Error::Damaged { .. })));
     let created = Meta::create(&disk);
