@@ -261,14 +261,11 @@ fn guarded<T>(
 
 fn translate(action: &'static str, error: redb::Error) -> Error {
     match error {
-        // Short reads are damage: the file is shorter than its header says.
         redb::Error::Io(source) if bad_page(&source).is_some() => {
             let page = bad_page(&source).unwrap_or_default();
             Error::Damaged { source: Damage::Page { page } }
         }
-        redb::Error::Io(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
-            Error::Io { action, source }
-        }
+        redb::Error::Io(source) if !is_damage(&source) => Error::Io { action, source },
         redb::Error::PreviousIo => Error::PreviousFailure,
         redb::Error::DatabaseClosed => Error::Closed,
         error => Error::Damaged { source: Damage::Store(Box::new(error)) },
