@@ -5,6 +5,8 @@
 
 pub mod chunk;
 pub mod hash;
+pub mod meta;
+pub mod store;
 pub mod sys;
 
 #[cfg(test)]

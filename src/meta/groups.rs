@@ -1,0 +1,134 @@
+//! Changes in memory: parts of entries, and the hold on the open group.
+//!
+//! A part is a sorted map of what changed: a value, or a deletion that hides whatever the layers
+//! below say. Keys and values are shared, so moving them between parts copies no bytes.
+//!
+//! Absent on purpose: in which order parts are asked, and when they move (`layers`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{RwLock, RwLockReadGuard};
+
+use crate::meta::Key;
+
+/// Longest value: an extended attribute has at most 64 KiB, and what is larger than this is
+/// written to the packs first and then named.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+
+/// Memory of an entry beside its key and value: two shared pointers, their counts, the map.
+const ENTRY_OVERHEAD_BYTES: u64 = 96;
+
+/// Entries copied from one part to another under one hold of its lock: well below a millisecond.
+const COPY_BATCH: usize = 1024;
+
+/// Keys and their values, or `None` for a deletion.
+pub(super) type Entries = BTreeMap<Arc<[u8]>, Option<Arc<[u8]>>>;
+
+/// Names one group of changes; later groups have higher numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub u64);
+
+/// Changes that lie above the checkpoint.
+#[derive(Default)]
+pub(super) struct Part {
+    entries: RwLock<Entries>,
+    bytes: AtomicU64,
+}
+
+impl Part {
+    /// Makes a part of entries.
+    pub(super) fn new(entries: Entries) -> Part {
+        let bytes = entries.iter().map(|(key, value)| charge(key, value.as_deref())).sum();
+        Part { entries: RwLock::new(entries), bytes: AtomicU64::new(bytes) }
+    }
+
+    /// Memory that it occupies.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is in it; what is in it never leaves it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes() == 0
+    }
+
+    /// Sets or deletes a key.
+    pub(super) fn change(&self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        if let Some(value) = &value {
+            assert!(value.len() <= VALUE_BYTES_MAX, "a value is at most {VALUE_BYTES_MAX} bytes");
+        }
+        let (key, value) = (Arc::from(key), value.map(Arc::from));
+        self.insert(&mut self.entries.write(), key, value);
+    }
+
+    /// What it says of `key`: nothing, a deletion, or a value.
+    pub(super) fn get(&self, key: &[u8]) -> Option<Option<Arc<[u8]>>> {
+        if self.is_empty() {
+            return None;
+        }
+        self.entries.read().get(key).cloned()
+    }
+
+    /// Takes in all entries of `newer`, in batches, so that readers wait for none of it.
+    pub(super) fn absorb(&self, newer: &Part) {
+        let newer = newer.entries.read();
+        let mut rest = newer.iter().peekable();
+        while rest.peek().is_some() {
+            let mut entries = self.entries.write();
+            for (key, value) in rest.by_ref().take(COPY_BATCH) {
+                self.insert(&mut entries, key.clone(), value.clone());
+            }
+        }
+    }
+
+    /// Its entries, held still.
+    pub(super) fn entries(&self) -> RwLockReadGuard<'_, Entries> {
+        self.entries.read()
+    }
+
+    fn insert(&self, entries: &mut Entries, key: Arc<[u8]>, value: Option<Arc<[u8]>>) {
+        let added = charge(&key, value.as_deref());
+        let key_bytes = key.len() as u64;
+        let removed = match entries.insert(key, value) {
+            None => 0,
+            Some(None) => key_bytes + ENTRY_OVERHEAD_BYTES,
+            Some(Some(old)) => key_bytes + ENTRY_OVERHEAD_BYTES + old.len() as u64,
+        };
+        // Added first: the sum never seems to be 0 in between, which would mean an empty part.
+        self.bytes.fetch_add(added, Ordering::Relaxed);
+        self.bytes.fetch_sub(removed, Ordering::Relaxed);
+    }
+}
+
+fn charge(key: &[u8], value: Option<&[u8]>) -> u64 {
+    (key.len() + value.map_or(0, <[u8]>::len)) as u64 + ENTRY_OVERHEAD_BYTES
+}
+
+/// A shared hold on the open group: while it lives there is no cut.
+///
+/// Putting never fails, so an operation reads and waits first, then takes its hold and puts all
+/// its changes. It must not wait while it holds one, nor take a second.
+pub struct Group<'a> {
+    pub(super) id: GroupId,
+    pub(super) part: Arc<Part>,
+    pub(super) _hold: RwLockReadGuard<'a, ()>,
+}
+
+impl Group<'_> {
+    /// The group that is open.
+    pub fn id(&self) -> GroupId {
+        self.id
+    }
+
+    /// Sets `key` to `value`, of at most [`VALUE_BYTES_MAX`] bytes.
+    pub fn put(&self, key: &Key<'_>, value: Vec<u8>) {
+        self.part.change(key.encode(), Some(value));
+    }
+
+    /// Deletes `key`, whether it exists or not.
+    pub fn delete(&self, key: &Key<'_>) {
+        self.part.change(key.encode(), None);
+    }
+}
