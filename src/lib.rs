@@ -5,6 +5,7 @@
 
 pub mod chunk;
 pub mod hash;
+pub mod pyramid;
 pub mod sys;
 
 #[cfg(test)]
