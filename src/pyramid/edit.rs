@@ -87,10 +87,14 @@ impl Pyramid {
             end = run.end();
             assert!(end <= size, "a run ends at {end}, behind the size {size}");
         }
+        // An empty run changes nothing, and must not look as if it touched a chunk.
+        let runs: Vec<Run<'_>> =
+            runs.iter().filter(|run| run.offset < run.end()).copied().collect();
         let keep = keep.min(root.size).min(size);
         let link = Link { address: root.address, filled: root.filled };
         let old = Old { offset: 0, shape: self.geometry().root(root.size), link };
-        let node = Node { offset: 0, shape: self.geometry().root(size), runs, old: Some(old) };
+        let node =
+            Node { offset: 0, shape: self.geometry().root(size), runs: &runs, old: Some(old) };
         let edit = Edit { pyramid: self, sink, keep };
         let link = match edit.decide(node)? {
             Decision::Known(link) => link,
