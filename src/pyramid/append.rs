@@ -52,7 +52,7 @@ impl Pyramid {
     ) -> Result<(), Error<S::Error>> {
         let geometry = self.geometry();
         let mut shape = geometry.root(root.size);
-        let mut link = Link { address: root.address, filled: root.filled };
+        let mut link = Link { address: root.address, filled: root.filled.min(root.size) };
         loop {
             if shape.span == 0 {
                 return Ok(());
@@ -71,9 +71,16 @@ impl Pyramid {
             let full = (shape.span / geometry.piece(shape)) as usize;
             let tree =
                 if zero { None } else { Some(self.load_tree(sink, &link.address, shape)?) };
-            let child = |index: usize| match &tree {
-                Some(tree) => Link { address: tree.children[index], filled: tree.filled[index] },
-                None => self.zero_link(geometry.child(shape, index)),
+            let child = |index: usize| {
+                let shape = geometry.child(shape, index);
+                match &tree {
+                    Some(tree) => Link {
+                        address: tree.children[index],
+                        // The counts are not hashed: a wrong one must not make sums overflow.
+                        filled: tree.filled[index].min(shape.span),
+                    },
+                    None => self.zero_link(shape),
+                }
             };
             for index in 0..full {
                 builder.place(shape.height - 1, child(index));

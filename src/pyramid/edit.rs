@@ -19,7 +19,7 @@ use super::error::{EditError, Error};
 use super::geometry::Shape;
 use super::root::{Link, Pyramid, Root, SIZE_MAX, check_length};
 use super::split::{put_payloads, tree_of};
-use crate::chunk::{Address, Sink};
+use crate::chunk::{Address, Sink, Tree};
 
 /// New content of one range of a file.
 #[derive(Debug, Clone, Copy)]
@@ -91,7 +91,7 @@ impl Pyramid {
         let runs: Vec<Run<'_>> =
             runs.iter().filter(|run| run.offset < run.end()).copied().collect();
         let keep = keep.min(root.size).min(size);
-        let link = Link { address: root.address, filled: root.filled };
+        let link = Link { address: root.address, filled: root.filled.min(root.size) };
         let old = Old { offset: 0, shape: self.geometry().root(root.size), link };
         let node =
             Node { offset: 0, shape: self.geometry().root(size), runs: &runs, old: Some(old) };
@@ -211,11 +211,14 @@ impl<S: Sink> Edit<'_, S> {
         Ok(Some(old))
     }
 
-    fn old_child(&self, old: &Old, tree: &crate::chunk::Tree, index: usize) -> Option<Old> {
+    fn old_child(&self, old: &Old, tree: &Tree, index: usize) -> Option<Old> {
         let geometry = self.pyramid.geometry();
-        let link = Link { address: *tree.children.get(index)?, filled: *tree.filled.get(index)? };
+        let address = *tree.children.get(index)?;
+        let shape = geometry.child(old.shape, index);
+        // The counts are not hashed: a wrong one must not make sums overflow.
+        let filled = tree.filled.get(index)?.min(&shape.span);
         let offset = old.offset + index as u64 * geometry.piece(old.shape);
-        Some(Old { offset, shape: geometry.child(old.shape, index), link })
+        Some(Old { offset, shape, link: Link { address, filled: *filled } })
     }
 
     /// Builds nodes, a group of bounded size at a time.

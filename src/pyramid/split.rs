@@ -91,7 +91,7 @@ impl<'a, S: Sink> Builder<'a, S> {
         }
         let (full, tail) = buffer[..length].split_at(length - length % chunk_bytes);
         self.take_chunks(full)?;
-        Ok(self.finish(tail)?)
+        self.finish(tail)
     }
 
     /// Takes full chunks.

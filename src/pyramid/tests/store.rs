@@ -1,6 +1,6 @@
 //! A store in memory that counts, and that refuses what the real one may rely on not to happen.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -127,10 +127,4 @@ impl Sink for MemoryStore {
         state.trees.insert(address, Arc::new(tree));
         Ok(())
     }
-}
-
-/// Asserts that no address comes twice.
-pub fn assert_distinct(addresses: &[Address]) {
-    let distinct: HashSet<&Address> = addresses.iter().collect();
-    assert_eq!(distinct.len(), addresses.len());
 }
