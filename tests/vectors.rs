@@ -77,7 +77,7 @@ impl Read for Generator {
         let count = (buf.len() as u64).min(self.end - self.position) as usize;
         let buf = &mut buf[..count];
         let start = self.position;
-        if self.kind == 1 && start % 8 == 0 {
+        if self.kind == 1 && start.is_multiple_of(8) {
             for (word, target) in (start / 8..).zip(buf.chunks_mut(8)) {
                 target.copy_from_slice(&self.word(word).to_le_bytes()[..target.len()]);
             }
