@@ -7,6 +7,7 @@ pub mod chunk;
 pub mod hash;
 pub mod meta;
 pub mod store;
+pub mod pyramid;
 pub mod sys;
 
 #[cfg(test)]
