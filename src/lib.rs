@@ -5,6 +5,7 @@
 
 pub mod chunk;
 pub mod hash;
+pub mod store;
 pub mod sys;
 
 #[cfg(test)]
