@@ -10,9 +10,19 @@
 //!
 //! Absent on purpose: any file format.
 
+pub mod overlay;
+mod path;
+pub mod real;
+pub mod sim;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The longest note of a lock, in bytes: one line that a waiting process reads with one call.
+pub const NOTE_BYTES_MAX: usize = 1024;
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +106,9 @@ pub trait DiskFile: Send + Sync + 'static {
 /// An exclusive lock, released when dropped.
 pub trait DiskLock: Send + Sync + 'static {
     /// Replaces the short note that others can read while they wait for the lock.
+    ///
+    /// It is one line of at most [`NOTE_BYTES_MAX`] bytes (otherwise `EINVAL`), kept in the locked
+    /// file with a line feed behind it. Whoever takes the lock finds it empty.
     fn set_note(&self, note: &str) -> io::Result<()>;
 }
 
