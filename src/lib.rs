@@ -1,14 +1,15 @@
 //! pyramidfs: a read/write POSIX filesystem in user space with transparent chunk dedup.
 //!
-//! The modules are layers: each may use only those above it in this list. `ARCHITECTURE.md` says
-//! what each owns, and a test keeps the imports one-way.
+//! The modules are layers: each may use only those above it in the table of `ARCHITECTURE.md`,
+//! which says what each owns; a test keeps the imports one-way.
 
 pub mod chunk;
 pub mod hash;
 pub mod meta;
-pub mod store;
 pub mod pyramid;
+pub mod store;
 pub mod sys;
+pub mod volume;
 
 #[cfg(test)]
 mod testing;

@@ -1,0 +1,541 @@
+//! Opening: which commit record is the last one, what goes, what stays, and the index.
+//!
+//! Owns recovery. The steps: list the packs; walk the log behind the position that is asked for,
+//! past the page cache; choose the last commit record, one back when the frames of its group are
+//! not all there; cut and set aside what lies behind it; sync what is kept; load the index and
+//! complete it from the packs.
+//!
+//! Invariants: (1) only what lies behind the chosen record goes, and never anything up to `from`;
+//! (2) nothing is indexed or appended before what is kept is durable; (3) a tree chunk enters the
+//! index only when all its children are found.
+//!
+//! Why one step back is enough: a record is appended after the sync of the one before returned, so
+//! only the last group can be torn. Whatever else is amiss is damage, and is reported.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::cache::Cache;
+use super::frame::{self, Entry, Kind, Life};
+use super::index::Index;
+use super::log::{Log, OpenPack};
+use super::pack::{
+    self, At, Found, Gap, PACK_HEADER_BYTES, PACKS_DIR, PackFile, PackHeader, PackKind,
+};
+use super::pipeline::Pipeline;
+use super::reader::Lookup;
+use super::record::{RecordHead, run_on};
+use super::{
+    Error, FILES_MAX, Finding, Inner, Location, LogPosition, Options, Record, Result,
+};
+use crate::chunk::Profile;
+use crate::sys::{Access, Disk};
+
+/// What opening gives.
+pub struct Recovered {
+    /// The store, without workers.
+    pub inner: Inner,
+    /// The records behind the position that was asked for.
+    pub records: Vec<Record>,
+    /// What was out of order.
+    pub findings: Vec<Finding>,
+}
+
+/// The packs that are there.
+pub struct Listing {
+    /// Their numbers, rising.
+    pub numbers: Vec<u64>,
+    /// The directories of packs.
+    dirs: HashSet<String>,
+    /// The highest number that was ever seen in a name.
+    number_max: u64,
+}
+
+/// Lists the packs of a volume.
+pub fn list(disk: &dyn Disk) -> Result<Listing> {
+    let action = "list the packs";
+    let mut listing = Listing { numbers: Vec::new(), dirs: HashSet::new(), number_max: 0 };
+    for dir in disk.read_dir(PACKS_DIR).map_err(Error::io(action))? {
+        if !dir.is_dir {
+            continue;
+        }
+        let path = format!("{PACKS_DIR}/{}", dir.name);
+        for entry in disk.read_dir(&path).map_err(Error::io(action))? {
+            let number = pack::parse_name(&entry.name, ".pack");
+            let aside = pack::parse_name(&entry.name, ".pack.aside");
+            listing.number_max = listing.number_max.max(number.or(aside).unwrap_or(0));
+            listing.numbers.extend(number.filter(|number| pack::pack_dir(*number) == path));
+        }
+        listing.dirs.insert(path);
+    }
+    listing.numbers.sort_unstable();
+    Ok(listing)
+}
+
+/// A frame of the tail, without its list.
+struct Light {
+    pack: u64,
+    offset: u64,
+    end: u64,
+    header_crc: u32,
+    record: Option<RecordHead>,
+}
+
+/// The log behind the position that was asked for.
+#[derive(Default)]
+struct Tail {
+    frames: Vec<Light>,
+    gaps: Vec<(u64, Gap)>,
+    /// Packs without a footer at their end.
+    unsealed: Vec<u64>,
+    damaged_headers: Vec<u64>,
+    /// Packs that are no part of the log.
+    aux: HashSet<u64>,
+}
+
+struct Recovery {
+    disk: Arc<dyn Disk>,
+    volume_id: [u8; 16],
+    from: LogPosition,
+    listing: Listing,
+    findings: Vec<Finding>,
+}
+
+/// Opens and recovers a store.
+pub fn open(
+    disk: Arc<dyn Disk>,
+    profile: Profile,
+    volume_id: [u8; 16],
+    options: Options,
+    from: LogPosition,
+) -> Result<Recovered> {
+    assert!(options.pack_bytes_max <= 1 << 31, "a location has room for 2 GiB");
+    let listing = list(&*disk)?;
+    let mut recovery =
+        Recovery { disk: Arc::clone(&disk), volume_id, from, listing, findings: Vec::new() };
+    let tail = recovery.walk_tail()?;
+    let chosen = recovery.choose(&tail)?;
+    let end = chosen.map_or(from, |chosen| position(&tail, chosen).unwrap_or(from));
+    recovery.report(&tail, end);
+    let records = recovery.records(&tail, end)?;
+    recovery.cut(&tail, end)?;
+    let log = recovery.continue_log(&tail, end, options.pack_bytes_max)?;
+    let inner = build(disk, profile, volume_id, options, log);
+    complete(&inner, &recovery.listing.numbers, end, &mut recovery.findings)?;
+    Ok(Recovered { inner, records, findings: recovery.findings })
+}
+
+fn build(
+    disk: Arc<dyn Disk>,
+    profile: Profile,
+    volume_id: [u8; 16],
+    options: Options,
+    log: Log,
+) -> Inner {
+    let header_bytes = (options.index_memory_bytes / 8).clamp(64 * 1024, 32 * 1024 * 1024);
+    let table_bytes = options.index_memory_bytes.saturating_sub(header_bytes);
+    Inner {
+        disk,
+        profile,
+        volume_id,
+        pipeline: Pipeline::new(),
+        log: Mutex::new(log),
+        index: Index::new(volume_id, table_bytes),
+        headers: Cache::new(header_bytes),
+        frames: Cache::new(options.cache_bytes),
+        trees: Cache::new(options.tree_cache_bytes),
+        files: Mutex::new(LruCache::new(FILES_MAX)),
+        workers: Mutex::new(None),
+        commit: Mutex::new(()),
+        options,
+    }
+}
+
+fn position(tail: &Tail, chosen: usize) -> Option<LogPosition> {
+    let light = tail.frames.get(chosen)?;
+    let sequence = light.record.as_ref()?.sequence;
+    Some(LogPosition { pack: light.pack, offset: light.end, sequence })
+}
+
+impl Recovery {
+    fn life(&self, pack: u64) -> Life {
+        Life { volume_id: self.volume_id, pack }
+    }
+
+    fn pack_file(&self, number: u64) -> Result<PackFile> {
+        open_pack(&*self.disk, self.life(number))
+    }
+
+    /// Reads the frame headers of the log from `from` on, past the page cache.
+    fn walk_tail(&self) -> Result<Tail> {
+        let mut tail = Tail::default();
+        let mut sequence = self.from.sequence;
+        let first = self.listing.numbers.partition_point(|number| *number < self.from.pack);
+        for number in self.listing.numbers.iter().skip(first) {
+            let file = self.pack_file(*number)?;
+            let at_from = self.from.sequence > 0 && *number == self.from.pack;
+            let start = if at_from { self.from.offset } else { 0 };
+            let dropped = file.file.drop_cached(start, file.len.saturating_sub(start));
+            dropped.map_err(Error::io("read a pack past the cache"))?;
+            match file.header().map_err(Error::io("read a pack"))? {
+                PackHeader::Good(PackKind::Log) => {}
+                PackHeader::Good(PackKind::Aux) => {
+                    tail.aux.insert(*number);
+                    continue;
+                }
+                PackHeader::Newer(version) => {
+                    return Err(Error::Newer { pack: *number, version });
+                }
+                PackHeader::Damaged => tail.damaged_headers.push(*number),
+            }
+            let walked = file.walk(start.max(PACK_HEADER_BYTES), u64::MAX);
+            let (frames, gaps) = walked.map_err(Error::io("read a pack"))?;
+            tail.gaps.extend(gaps.into_iter().map(|gap| (*number, gap)));
+            if frames.last().is_none_or(|last| last.header.kind != Kind::Footer) {
+                tail.unsealed.push(*number);
+            }
+            for found in frames {
+                let record = match found.header.kind {
+                    Kind::Record => RecordHead::decode(found.list()),
+                    _ => None,
+                };
+                // A number that does not rise is none of this log's: passed over as damage.
+                let record = record.filter(|record| sequence < record.sequence);
+                sequence = record.as_ref().map_or(sequence, |record| record.sequence);
+                tail.frames.push(Light {
+                    pack: *number,
+                    offset: found.offset,
+                    end: found.end(),
+                    header_crc: found.header.header_crc,
+                    record,
+                });
+            }
+        }
+        Ok(tail)
+    }
+
+    /// Returns which frame of the tail is the last commit record; `None` when that is `from`.
+    fn choose(&self, tail: &Tail) -> Result<Option<usize>> {
+        let mut records =
+            (0..tail.frames.len()).rev().filter(|at| position(tail, *at).is_some());
+        let Some(last) = records.next() else {
+            return Ok(None);
+        };
+        if self.group_is_whole(tail, last)? {
+            return Ok(Some(last));
+        }
+        Ok(records.next())
+    }
+
+    /// Whether the frames that a record vouches for are there, with sound payloads.
+    fn group_is_whole(&self, tail: &Tail, record_at: usize) -> Result<bool> {
+        let Some((record, head)) = record_with_head(tail, record_at) else {
+            return Ok(false);
+        };
+        let Some(group) = group_of(tail, record_at, head) else {
+            return Ok(false);
+        };
+        for light in group.iter().chain([record]) {
+            let file = self.pack_file(light.pack)?;
+            let action = "read the end of the log";
+            let At::Frame(found) = file.at(light.offset).map_err(Error::io(action))? else {
+                return Ok(false);
+            };
+            if !file.is_sound(&found).map_err(Error::io(action))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reports damage in front of `end`.
+    fn report(&mut self, tail: &Tail, end: LogPosition) {
+        let before = |pack: u64, offset: u64| (pack, offset) < (end.pack, end.offset);
+        for (pack, gap) in &tail.gaps {
+            if before(*pack, gap.start) {
+                let (pack, start, end) = (*pack, gap.start, gap.end);
+                self.findings.push(Finding::FramesDamaged { pack, start, end });
+            }
+        }
+        for pack in tail.damaged_headers.iter().filter(|pack| **pack <= end.pack) {
+            self.findings.push(Finding::HeaderDamaged { pack: *pack });
+        }
+        for pack in tail.unsealed.iter().filter(|pack| **pack < end.pack) {
+            self.findings.push(Finding::FooterDamaged { pack: *pack });
+        }
+        let mut named: Vec<u64> = Vec::new();
+        for at in 0..tail.frames.len() {
+            let Some((light, head)) = record_with_head(tail, at) else { continue };
+            if !before(light.pack, light.offset) {
+                break;
+            }
+            named.extend(&head.begun);
+            if group_of(tail, at, head).is_none() {
+                self.findings.push(Finding::GroupDamaged { sequence: head.sequence });
+            }
+        }
+        for pack in named {
+            self.listing.number_max = self.listing.number_max.max(pack);
+            if self.listing.numbers.binary_search(&pack).is_err() {
+                self.findings.push(Finding::PackMissing { pack });
+            }
+        }
+    }
+
+    /// Reads the entries of all records up to `end`; reports those that cannot be had.
+    fn records(&mut self, tail: &Tail, end: LogPosition) -> Result<Vec<Record>> {
+        let mut records = Vec::new();
+        let mut expected = self.from.sequence + 1;
+        for at in 0..tail.frames.len() {
+            let Some(position) = position(tail, at).filter(|position| *position <= end) else {
+                continue;
+            };
+            for sequence in expected..position.sequence {
+                self.findings.push(Finding::RecordMissing { sequence });
+            }
+            expected = position.sequence + 1;
+            let offset = tail.frames.get(at).map_or(0, |light| light.offset);
+            match self.entries(position.pack, offset)? {
+                Some(entries) => records.push(Record { position, entries }),
+                None => {
+                    self.findings.push(Finding::RecordMissing { sequence: position.sequence });
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    fn entries(&self, pack: u64, offset: u64) -> Result<Option<Vec<u8>>> {
+        let action = "read a commit record";
+        let file = self.pack_file(pack)?;
+        let At::Frame(found) = file.at(offset).map_err(Error::io(action))? else {
+            return Ok(None);
+        };
+        let entries = file.payload(&found).map_err(Error::io(action))?;
+        Ok((crc32c::crc32c(&entries) == found.header.payload_crc).then_some(entries))
+    }
+
+    /// Removes what lies behind `end`, and makes durable what is kept.
+    fn cut(&mut self, tail: &Tail, end: LogPosition) -> Result<()> {
+        let numbers = std::mem::take(&mut self.listing.numbers);
+        let mut dirs = HashSet::new();
+        for number in numbers {
+            if number < self.from.pack || tail.aux.contains(&number) {
+                self.listing.numbers.push(number);
+                continue;
+            }
+            dirs.insert(pack::pack_dir(number));
+            let path = pack::pack_path(number);
+            if end.pack < number {
+                let aside = format!("{path}.aside");
+                self.disk.rename(&path, &aside).map_err(Error::io("set a pack aside"))?;
+                self.findings.push(Finding::PackSetAside { pack: number });
+                continue;
+            }
+            self.listing.numbers.push(number);
+            let action = "cut the end of the log";
+            let file = self.disk.open(&path, Access::Write).map_err(Error::io(action))?;
+            let len = file.len().map_err(Error::io(action))?;
+            if number == end.pack && end.offset < len {
+                file.set_len(end.offset).map_err(Error::io(action))?;
+                let bytes = len - end.offset;
+                self.findings.push(Finding::TailCut { pack: number, offset: end.offset, bytes });
+            }
+            file.sync().map_err(Error::io("sync the end of the log"))?;
+        }
+        for dir in dirs {
+            self.disk.sync_dir(&dir).map_err(Error::io("sync a directory of packs"))?;
+        }
+        self.disk.sync_dir(PACKS_DIR).map_err(Error::io("sync the directory of packs"))
+    }
+
+    /// Makes the log go on behind `end`.
+    fn continue_log(&mut self, tail: &Tail, end: LogPosition, pack_bytes_max: u64) -> Result<Log> {
+        let mut log = Log {
+            disk: Arc::clone(&self.disk),
+            volume_id: self.volume_id,
+            pack_bytes_max,
+            open: None,
+            next_number: self.listing.number_max.max(self.from.pack) + 1,
+            dirs: std::mem::take(&mut self.listing.dirs),
+            head: RecordHead { sequence: end.sequence, ..RecordHead::default() },
+            sealed_bytes: 0,
+            packs: self.listing.numbers.len() as u64,
+        };
+        for number in &self.listing.numbers {
+            let file = self.pack_file(*number)?;
+            if *number != end.pack {
+                log.sealed_bytes += file.len;
+                continue;
+            }
+            let walked = file.walk(PACK_HEADER_BYTES, end.offset);
+            let (frames, gaps) = walked.map_err(Error::io("read the open pack"))?;
+            let ends_well = frames.last().is_some_and(|last| last.end() == end.offset);
+            if !ends_well || file.len != end.offset {
+                // Damage at the very end: nobody appends to that.
+                log.sealed_bytes += file.len;
+                continue;
+            }
+            let in_tail = |gap: &Gap| tail.gaps.contains(&(*number, *gap));
+            for Gap { start, end } in gaps.into_iter().filter(|gap| !in_tail(gap)) {
+                self.findings.push(Finding::FramesDamaged { pack: *number, start, end });
+            }
+            let path = pack::pack_path(*number);
+            let file = self.disk.open(&path, Access::Write).map_err(Error::io("open a pack"))?;
+            let mut footer = Vec::new();
+            for found in &frames {
+                pack::footer_push(&mut footer, found.offset, &found.head);
+            }
+            log.head.previous_pack = *number;
+            log.head.previous_offset = frames.last().map_or(0, |last| last.offset);
+            log.open = Some(OpenPack { number: *number, file, end: end.offset, footer });
+        }
+        self.check_from(end)?;
+        Ok(log)
+    }
+
+    /// Reports when the record that ends at `from` is not there.
+    fn check_from(&mut self, end: LogPosition) -> Result<()> {
+        let from = self.from;
+        if from.sequence == 0 {
+            return Ok(());
+        }
+        assert!(from <= LogPosition { sequence: end.sequence, ..end }, "nothing up to `from` goes");
+        let mut found = false;
+        if self.listing.numbers.binary_search(&from.pack).is_ok() {
+            let file = self.pack_file(from.pack)?;
+            let frames = file.frames(from.offset).map_err(Error::io("read a pack"))?.0;
+            found = frames.last().is_some_and(|last| {
+                let head = RecordHead::decode(last.list());
+                last.end() == from.offset
+                    && last.header.kind == Kind::Record
+                    && head.is_some_and(|head| head.sequence == from.sequence)
+            });
+        }
+        if !found {
+            self.findings.push(Finding::RecordMissing { sequence: from.sequence });
+        }
+        Ok(())
+    }
+}
+
+fn record_with_head(tail: &Tail, at: usize) -> Option<(&Light, &RecordHead)> {
+    let light = tail.frames.get(at)?;
+    Some((light, light.record.as_ref()?))
+}
+
+/// Returns the frames that a record vouches for, if its running checksum says they are the same.
+fn group_of<'a>(tail: &'a Tail, record_at: usize, head: &RecordHead) -> Option<&'a [Light]> {
+    let start = record_at.checked_sub(head.frames as usize)?;
+    let group = tail.frames.get(start..record_at)?;
+    let crc = group.iter().fold(0, |crc, light| run_on(crc, light.header_crc));
+    let whole = crc == head.running_crc && group.iter().all(|light| light.record.is_none());
+    whole.then_some(group)
+}
+
+/// Opens a pack for reading.
+pub fn open_pack(disk: &dyn Disk, life: Life) -> Result<PackFile> {
+    let opened: io::Result<PackFile> = disk
+        .open(&pack::pack_path(life.pack), Access::Read)
+        .and_then(|file| PackFile::new(file, life));
+    opened.map_err(Error::io("open a pack"))
+}
+
+/// Loads the index, and completes it from the packs up to `end`.
+fn complete(
+    inner: &Inner,
+    numbers: &[u64],
+    end: LogPosition,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let damaged = inner.index.load(&*inner.disk, end).map_err(Error::io("load the index"))?;
+    if damaged {
+        findings.push(Finding::IndexRebuilt);
+    }
+    let covered = inner.index.covered_to();
+    let mut sequence = covered.sequence;
+    for number in numbers.iter().filter(|number| covered.pack <= **number) {
+        let pack_end = if *number == end.pack { end.offset } else { u64::MAX };
+        let file = open_pack(&*inner.disk, inner.life(*number))?;
+        if file.header().map_err(Error::io("read a pack"))? == PackHeader::Good(PackKind::Aux) {
+            continue;
+        }
+        let (frames, gaps) = file.frames(pack_end).map_err(Error::io("read a pack"))?;
+        for Gap { start, end } in gaps {
+            let finding = Finding::FramesDamaged { pack: *number, start, end };
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
+        let start = if *number == covered.pack { covered.offset } else { 0 };
+        let mut to = start;
+        for found in frames.iter().filter(|found| start <= found.offset) {
+            to = found.end();
+            if found.header.kind == Kind::Record {
+                let head = RecordHead::decode(found.list());
+                sequence = head.map_or(sequence, |head| head.sequence.max(sequence));
+            }
+            enter(inner, &file, found, findings)?;
+        }
+        let position = LogPosition { pack: *number, offset: to, sequence };
+        inner.index.committed(inner.index.mark(), position);
+        if inner.index.wants_run() {
+            inner.index.save(&*inner.disk).map_err(|error| inner.run_failed(error))?;
+        }
+    }
+    if covered < end {
+        inner.index.committed(inner.index.mark(), end);
+    }
+    Ok(())
+}
+
+/// Enters the chunks of a frame into the index: tree chunks only with all their children.
+fn enter(
+    inner: &Inner,
+    file: &PackFile,
+    found: &Found,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let header = &found.header;
+    if !matches!(header.kind, Kind::Data | Kind::Tree) {
+        return Ok(());
+    }
+    let at = Location { pack: file.life.pack, offset: found.offset, slot: 0 };
+    inner.keep_header(at, Arc::new(header.clone()));
+    let mut payload = Vec::new();
+    if header.kind == Kind::Tree {
+        payload = file.payload(found).map_err(Error::io("read a pack"))?;
+        if crc32c::crc32c(&payload) != header.payload_crc {
+            let (pack, offset) = (at.pack, at.offset);
+            findings.push(Finding::PayloadDamaged { pack, offset });
+        }
+    }
+    for (slot, entry) in header.entries.iter().enumerate() {
+        if entry.children != 0 && !is_closed(inner, entry, &payload)? {
+            findings.push(Finding::TreeLeftOut { address: entry.address });
+            continue;
+        }
+        let location = Location { slot: slot as u8, ..at };
+        inner.index.insert(&entry.address, location, entry.hashed_bytes());
+    }
+    Ok(())
+}
+
+/// Whether all children of a tree chunk are in the index, or are holes.
+fn is_closed(inner: &Inner, entry: &Entry, payload: &[u8]) -> Result<bool> {
+    let tree = entry.slice(payload).and_then(|bytes| frame::decode_tree(entry, bytes));
+    let Some(tree) = tree else {
+        return Ok(false);
+    };
+    for (child, filled) in tree.children.iter().zip(&tree.filled) {
+        if *filled > 0 && !matches!(inner.locate(child, true)?, Lookup::Found(..)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+

@@ -1,0 +1,163 @@
+//! Walking all packs and reporting what is damaged.
+//!
+//! Owns the check of packs: headers, footers, checksums and, when asked for, every chunk's hash.
+//!
+//! Absent on purpose: repair, and whether chunks are referred to.
+
+use std::ops::ControlFlow;
+
+use super::frame::{self, Header, Kind};
+use super::pack::{Found, Gap, PACK_HEADER_BYTES, PackFile, PackHeader};
+use super::{Error, Finding, Inner, Location, Result, open};
+use crate::chunk::Address;
+
+/// What [`super::Store::verify`] has to tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VerifyStep {
+    /// So far it has come, in bytes of packs.
+    Progress {
+        /// Bytes that were checked.
+        bytes: u64,
+        /// Bytes that there are.
+        bytes_total: u64,
+    },
+    /// Something is damaged.
+    Found(Finding),
+}
+
+/// How to tell somebody, and be told to stop.
+type Step<'a> = &'a mut dyn FnMut(VerifyStep) -> ControlFlow<()>;
+
+/// The caller wants no more, or an error ends it.
+enum Stop {
+    Asked,
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Failed(error)
+    }
+}
+
+type Walk<T> = std::result::Result<T, Stop>;
+
+fn tell(step: Step<'_>, what: VerifyStep) -> Walk<()> {
+    match step(what) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Stop::Asked),
+    }
+}
+
+/// Walks all packs that are there now.
+pub fn verify(inner: &Inner, read_data: bool, step: Step<'_>) -> Result<()> {
+    match walk(inner, read_data, step) {
+        Ok(()) | Err(Stop::Asked) => Ok(()),
+        Err(Stop::Failed(error)) => Err(error),
+    }
+}
+
+fn walk(inner: &Inner, read_data: bool, step: Step<'_>) -> Walk<()> {
+    let (open_pack, open_end) = {
+        let log = inner.log.lock();
+        log.open.as_ref().map_or((u64::MAX, 0), |open| (open.number, open.end))
+    };
+    let numbers = open::list(&*inner.disk)?.numbers;
+    let mut packs = Vec::new();
+    let mut bytes_total = 0;
+    for number in numbers.into_iter().filter(|number| *number <= open_pack) {
+        let file = open::open_pack(&*inner.disk, inner.life(number))?;
+        let end = if number == open_pack { open_end } else { file.len };
+        bytes_total += end;
+        packs.push((number, end));
+    }
+    let mut bytes_before = 0;
+    for (number, end) in packs {
+        let file = open::open_pack(&*inner.disk, inner.life(number))?;
+        let mut check = Check { inner, file, read_data, bytes_before, bytes_total };
+        check.pack(end, number == open_pack, step)?;
+        bytes_before += end;
+    }
+    tell(step, VerifyStep::Progress { bytes: bytes_total, bytes_total })
+}
+
+/// The check of one pack.
+struct Check<'a> {
+    inner: &'a Inner,
+    file: PackFile,
+    read_data: bool,
+    bytes_before: u64,
+    bytes_total: u64,
+}
+
+impl Check<'_> {
+    fn pack(&mut self, end: u64, is_open: bool, step: Step<'_>) -> Walk<()> {
+        let pack = self.file.life.pack;
+        let read = Error::io("read a pack");
+        match self.file.header().map_err(&read)? {
+            PackHeader::Good(_) => {}
+            PackHeader::Newer(version) => return Err(Error::Newer { pack, version }.into()),
+            PackHeader::Damaged => {
+                tell(step, VerifyStep::Found(Finding::HeaderDamaged { pack }))?;
+            }
+        }
+        let (frames, gaps) = self.file.walk(PACK_HEADER_BYTES, end).map_err(&read)?;
+        for Gap { start, end } in gaps {
+            tell(step, VerifyStep::Found(Finding::FramesDamaged { pack, start, end }))?;
+        }
+        if !is_open {
+            // The footer has to repeat exactly what is in front of it.
+            let footer = self.file.footer().map_err(&read)?.unwrap_or_default();
+            let is_other = |found: &&Found| found.header.kind != Kind::Footer;
+            let heads = frames.iter().filter(is_other).map(|found| (found.offset, &found.head));
+            if !heads.eq(footer.iter().map(|found| (found.offset, &found.head))) {
+                tell(step, VerifyStep::Found(Finding::FooterDamaged { pack }))?;
+            }
+        }
+        for found in &frames {
+            self.frame(found, step)?;
+            let (bytes, bytes_total) = (self.bytes_before + found.end(), self.bytes_total);
+            tell(step, VerifyStep::Progress { bytes, bytes_total })?;
+        }
+        Ok(())
+    }
+
+    fn frame(&self, found: &Found, step: Step<'_>) -> Walk<()> {
+        let (pack, offset) = (self.file.life.pack, found.offset);
+        let header = &found.header;
+        let stored = self.file.payload(found).map_err(Error::io("read a pack"))?;
+        let whole = stored.len() == header.stored_bytes as usize;
+        let sound = whole && crc32c::crc32c(&stored) == header.payload_crc;
+        if !sound {
+            tell(step, VerifyStep::Found(Finding::PayloadDamaged { pack, offset }))?;
+        }
+        if !self.read_data || header.entries.is_empty() {
+            return Ok(());
+        }
+        let raw = frame::decompress(header.codec, &stored, header.raw_bytes);
+        for (slot, address) in self.wrong_chunks(header, raw.as_deref().unwrap_or_default()) {
+            let location = Location { pack, offset, slot };
+            let finding = Finding::ChunkDamaged { address, location };
+            tell(step, VerifyStep::Found(finding))?;
+        }
+        Ok(())
+    }
+
+    fn wrong_chunks(&self, header: &Header, raw: &[u8]) -> Vec<(u8, Address)> {
+        let hashed: Vec<Option<(u64, &[u8])>> = header
+            .entries
+            .iter()
+            .map(|entry| Some((entry.span, entry.hashed(entry.slice(raw)?)?)))
+            .collect();
+        let present: Vec<(u64, &[u8])> = hashed.iter().flatten().copied().collect();
+        let mut addresses = self.inner.profile.addresses(&present).into_iter();
+        let mut wrong = Vec::new();
+        for (slot, (entry, hashed)) in header.entries.iter().zip(&hashed).enumerate() {
+            let address = hashed.and_then(|_| addresses.next());
+            if address != Some(entry.address) {
+                wrong.push((slot as u8, entry.address));
+            }
+        }
+        wrong
+    }
+}
