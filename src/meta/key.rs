@@ -47,7 +47,7 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const KEY_BYTES_MAX: usize = 1 + 8 + NAME_BYTES_MAX;
 
 /// Number of an inode: the FUSE node id, never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Ino(pub u64);
 
 impl Ino {

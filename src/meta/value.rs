@@ -21,7 +21,7 @@ pub const TARGET_BYTES_MAX: usize = 4095;
 const NANOS_PER_SEC: u32 = 1_000_000_000;
 
 /// What is known of a file, whatever its names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Inode {
     /// Type and permission bits, as in `st_mode`.
     pub mode: u32,

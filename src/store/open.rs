@@ -29,9 +29,7 @@ use super::pack::{
 use super::pipeline::Pipeline;
 use super::reader::Lookup;
 use super::record::{RecordHead, run_on};
-use super::{
-    Error, FILES_MAX, Finding, Inner, Location, LogPosition, Options, Record, Result,
-};
+use super::{Error, FILES_MAX, Finding, Inner, Location, LogPosition, Options, Record, Result};
 use crate::chunk::Profile;
 use crate::sys::{Access, Disk};
 
@@ -220,8 +218,7 @@ impl Recovery {
 
     /// Returns which frame of the tail is the last commit record; `None` when that is `from`.
     fn choose(&self, tail: &Tail) -> Result<Option<usize>> {
-        let mut records =
-            (0..tail.frames.len()).rev().filter(|at| position(tail, *at).is_some());
+        let mut records = (0..tail.frames.len()).rev().filter(|at| position(tail, *at).is_some());
         let Some(last) = records.next() else {
             return Ok(None);
         };
@@ -494,12 +491,7 @@ fn complete(
 }
 
 /// Enters the chunks of a frame into the index: tree chunks only with all their children.
-fn enter(
-    inner: &Inner,
-    file: &PackFile,
-    found: &Found,
-    findings: &mut Vec<Finding>,
-) -> Result<()> {
+fn enter(inner: &Inner, file: &PackFile, found: &Found, findings: &mut Vec<Finding>) -> Result<()> {
     let header = &found.header;
     if !matches!(header.kind, Kind::Data | Kind::Tree) {
         return Ok(());
@@ -538,4 +530,3 @@ fn is_closed(inner: &Inner, entry: &Entry, payload: &[u8]) -> Result<bool> {
     }
     Ok(true)
 }
-

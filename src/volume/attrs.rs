@@ -1,0 +1,125 @@
+//! Attributes of inodes.
+
+use super::io::clear_set_id;
+use super::{Attr, Caller, Error, MODE_DIR, MODE_TYPE, SetAttr, SetTime, Volume, Wait};
+use crate::meta::{Content, Ino, Inode, Key};
+use crate::sys::Timestamp;
+
+impl Volume {
+    /// Returns the attributes of an inode.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
+        self.check_open()?;
+        let inode = self.inode(ino)?;
+        self.attr_of(ino, &inode)
+    }
+
+    /// Makes attributes from an inode's entry and what is dirty of it.
+    pub(super) fn attr_of(&self, ino: Ino, inode: &Inode) -> Result<Attr, Error> {
+        Ok(Attr {
+            ino,
+            mode: inode.mode,
+            nlink: inode.nlink,
+            uid: inode.uid,
+            gid: inode.gid,
+            rdev: inode.rdev,
+            size: inode.size,
+            filled: self.filled(ino, inode)?,
+            atime: inode.atime,
+            mtime: inode.mtime,
+            ctime: inode.ctime,
+            btime: inode.btime,
+        })
+    }
+
+    /// Bytes that are not holes: exact once all is stored, an upper bound while bytes are dirty.
+    fn filled(&self, ino: Ino, inode: &Inode) -> Result<u64, Error> {
+        if inode.size == 0 {
+            return Ok(0);
+        }
+        if let Some(node) = self.nodes.peek(ino) {
+            let state = node.state.lock();
+            if let Some(root) = state.root {
+                let mut filled = root.filled;
+                for layer in &state.layers {
+                    filled = layer.base.map_or(filled.min(layer.keep), |base| base.filled);
+                    filled += layer.bytes();
+                }
+                return Ok(filled.min(inode.size));
+            }
+        }
+        match self.meta.get(&Key::Content(ino))? {
+            Some(bytes) => Ok(Content::decode(&bytes)?.filled.min(inode.size)),
+            None => Ok(0),
+        }
+    }
+
+    /// Changes attributes, and the size first when that is one of them.
+    pub fn setattr(
+        &self,
+        ino: Ino,
+        change: &SetAttr,
+        caller: Caller,
+        wait: Wait,
+    ) -> Result<Attr, Error> {
+        self.begin_change(wait)?;
+        let is_dir = self.inode(ino)?.mode & MODE_TYPE == MODE_DIR;
+        if let Some(size) = change.size {
+            if is_dir {
+                return Err(Error::IsADirectory);
+            }
+            let node = self.nodes.get(ino);
+            let resized = self.resize(&node, size, caller);
+            self.nodes.put(node);
+            resized?;
+        }
+        let change = SetAttr { size: None, ..*change };
+        if change == SetAttr::default() {
+            return self.getattr(ino);
+        }
+        if is_dir {
+            let _namespace = self.namespace.write();
+            self.change_inode(ino, &change)?;
+        } else {
+            let node = self.nodes.get(ino);
+            let changed = {
+                let _state = node.state.lock();
+                self.change_inode(ino, &change)
+            };
+            self.nodes.put(node);
+            changed?;
+        }
+        self.getattr(ino)
+    }
+
+    fn change_inode(&self, ino: Ino, change: &SetAttr) -> Result<(), Error> {
+        let mut inode = self.inode(ino)?;
+        let now = self.clock.now();
+        if let Some(mode) = change.mode {
+            inode.mode = inode.mode & MODE_TYPE | mode & !MODE_TYPE;
+        }
+        if change.uid.is_some() || change.gid.is_some() {
+            inode.uid = change.uid.unwrap_or(inode.uid);
+            inode.gid = change.gid.unwrap_or(inode.gid);
+            if inode.mode & MODE_TYPE != MODE_DIR && change.mode.is_none() {
+                clear_set_id(&mut inode);
+            }
+        }
+        if let Some(atime) = change.atime {
+            inode.atime = time(atime, now);
+        }
+        if let Some(mtime) = change.mtime {
+            inode.mtime = time(mtime, now);
+        }
+        inode.ctime = change.ctime.unwrap_or(now);
+        let group = self.meta.enter();
+        group.put(&Key::Inode(ino), inode.encode());
+        Ok(())
+    }
+}
+
+fn time(set: SetTime, now: Timestamp) -> Timestamp {
+    match set {
+        SetTime::Now => now,
+        SetTime::At(time) => time,
+    }
+}

@@ -1,0 +1,331 @@
+//! Commits: a group becomes durable.
+//!
+//! Owns the one commit that runs at a time, who waits for which group, the timer, the poison, and
+//! the volume's counters.
+//!
+//! A commit: cut (entries and dirty layers together) → flush the layers of that group → flush the
+//! store's pipeline → append the record with one sync → hand the group on to the committed layer.
+//! Whoever asks while one runs is served by the next, together with all who asked meanwhile.
+//!
+//! Invariants: (1) a group is cut only when the one before it is durable; (2) a commit that found
+//! no space is taken up again with the same group; (3) any other failure poisons the volume.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use rayon::prelude::*;
+
+use super::node::Node;
+use super::{Error, Volume, Wait};
+use crate::meta::{Counters, GroupId, Ino, Key, Meta};
+
+/// A group of this many bytes is committed before it takes more, so that its record fits a pack.
+const GROUP_BYTES_MAX: u64 = 8 << 20;
+
+/// The commit that runs, and what all know of commits.
+#[derive(Debug, Default)]
+pub(super) struct Commits {
+    /// Held by the one who commits: a group that is cut but not yet durable.
+    running: Mutex<Option<Cut>>,
+    /// Nodes with layers, by group.
+    dirty: Mutex<BTreeMap<GroupId, Vec<Arc<Node>>>>,
+    /// Why the volume takes no more changes.
+    poison: Mutex<Option<String>>,
+    timer: Arc<Timer>,
+}
+
+/// A group that is cut.
+#[derive(Debug)]
+struct Cut {
+    group: GroupId,
+    nodes: Vec<Arc<Node>>,
+}
+
+#[derive(Debug, Default)]
+struct Timer {
+    state: Mutex<TimerState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct TimerState {
+    stopped: bool,
+    asked: bool,
+}
+
+impl Commits {
+    /// Registers a node whose top layer belongs to `group`.
+    pub(super) fn add_dirty(&self, group: GroupId, node: &Arc<Node>) {
+        self.dirty.lock().entry(group).or_default().push(Arc::clone(node));
+    }
+
+    /// The node that has been dirty the longest, of any group.
+    fn oldest_dirty(&self, count: usize) -> Vec<Arc<Node>> {
+        self.dirty.lock().values().flatten().take(count).map(Arc::clone).collect()
+    }
+
+    pub(super) fn poison(&self, why: String) {
+        let mut poison = self.poison.lock();
+        if poison.is_none() {
+            tracing::error!("the volume takes no more changes: {why}");
+            *poison = Some(why);
+        }
+    }
+
+    pub(super) fn check_poison(&self) -> Result<(), Error> {
+        match self.poison.lock().as_ref() {
+            Some(why) => Err(Error::Poisoned { why: why.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.poison.lock().is_some()
+    }
+}
+
+impl Volume {
+    /// Commits all that was changed before the call.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSpace`] leaves all in place for another try; other failures poison the volume.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.check_open()?;
+        if self.options.read_only { Ok(()) } else { self.commit_all() }
+    }
+
+    /// Makes all changes of `ino` that were made before the call durable.
+    pub fn fsync(&self, ino: Ino, wait: Wait) -> Result<(), Error> {
+        self.check_open()?;
+        if self.options.read_only {
+            return Ok(());
+        }
+        if wait == Wait::No {
+            return Err(Error::WouldWait);
+        }
+        let committed = self.commit_all();
+        self.take_error(ino)?;
+        committed
+    }
+
+    /// Reports once that bytes of the file were lost.
+    pub(super) fn take_error(&self, ino: Ino) -> Result<(), Error> {
+        let error = self.nodes.peek(ino).and_then(|node| node.state.lock().error.take());
+        error.map_or(Ok(()), |why| Err(Error::WriteLost { why }))
+    }
+
+    pub(super) fn commit_all(&self) -> Result<(), Error> {
+        let mut running = self.commits.running.lock();
+        self.commits.check_poison()?;
+        let result = self.commit_running(&mut running);
+        drop(running);
+        match &result {
+            Ok(()) => self.budget.set_failing(None),
+            Err(error) => self.note_failure(error),
+        }
+        result
+    }
+
+    /// Finishes the group that is cut already, if one is, and then the open one.
+    fn commit_running(&self, running: &mut Option<Cut>) -> Result<(), Error> {
+        if running.is_some() {
+            self.finish_cut(running)?;
+        }
+        if self.meta.wants_take_in() && !self.options.background {
+            self.meta.take_in()?;
+        }
+        let cut = self.meta.cut(false, |group| {
+            let counters = self.counters.lock().at_cut(group);
+            (self.commits.dirty.lock().remove(&group).unwrap_or_default(), counters)
+        });
+        let Some((group, (nodes, counters))) = cut else { return Ok(()) };
+        self.counters.lock().next_base = counters;
+        *running = Some(Cut { group, nodes });
+        self.finish_cut(running)
+    }
+
+    fn finish_cut(&self, running: &mut Option<Cut>) -> Result<(), Error> {
+        let Some(cut) = running.as_ref() else { return Ok(()) };
+        let group = cut.group;
+        if self.options.background && 1 < cut.nodes.len() {
+            cut.nodes.par_iter().try_for_each(|node| self.flush_node(node, group))?;
+        } else {
+            cut.nodes.iter().try_for_each(|node| self.flush_node(node, group))?;
+        }
+        let counters = self.counters.lock().committing(group);
+        self.meta.amend(group, &Key::Counters, Some(counters.encode()));
+        let flushed = self.store.flush()?;
+        let position = self.store.commit(flushed, &self.meta.record())?;
+        self.meta.committed(position);
+        self.counters.lock().committed(group, counters);
+        if let Some(cut) = running.take() {
+            cut.nodes.into_iter().for_each(|node| self.nodes.put(node));
+        }
+        if self.meta.wants_take_in() {
+            self.wake_timer();
+        }
+        Ok(())
+    }
+
+    /// Makes room in the open group: commits when it is full.
+    pub(super) fn make_group_room(&self, wait: Wait) -> Result<(), Error> {
+        if self.meta.dirty_bytes() < GROUP_BYTES_MAX {
+            return Ok(());
+        }
+        if wait == Wait::No {
+            return Err(Error::WouldWait);
+        }
+        self.commit_all()
+    }
+
+    /// Has the longest dirty nodes flushed when many bytes are dirty.
+    pub(super) fn relieve(&self) {
+        if self.budget.is_pressed() {
+            for node in self.commits.oldest_dirty(64) {
+                self.flush_soon(&node);
+            }
+        }
+    }
+
+    pub(super) fn start_threads(self: &Arc<Self>) {
+        let mut threads = self.threads.lock();
+        for _ in 0..2 {
+            let worker = self.flushers.worker(Arc::downgrade(self));
+            threads.push(std::thread::spawn(worker));
+        }
+        let timer = Arc::clone(&self.commits.timer);
+        let interval = Duration::from_millis(self.options.commit_interval_ms);
+        let weak = Arc::downgrade(self);
+        threads.push(std::thread::spawn(move || timer_thread(&timer, interval, &weak)));
+        let timer = Arc::clone(&self.commits.timer);
+        let weak = Arc::downgrade(self);
+        threads.push(std::thread::spawn(move || take_in_thread(&timer, &weak)));
+    }
+
+    /// Ends the threads and waits for them.
+    pub(super) fn stop_threads(&self) {
+        self.flushers.stop();
+        self.commits.timer.state.lock().stopped = true;
+        self.commits.timer.changed.notify_all();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            // The last reference may end on one of the threads themselves.
+            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+                tracing::error!("a thread of the volume panicked");
+            }
+        }
+    }
+
+    fn wake_timer(&self) {
+        self.commits.timer.state.lock().asked = true;
+        self.commits.timer.changed.notify_all();
+    }
+
+    fn take_in(&self) {
+        if let Err(error) = self.meta.take_in() {
+            self.note_failure(&Error::from(error));
+            return;
+        }
+        if let Err(error) = self.store.save_index() {
+            // The index is derived: without a new run only the next opening takes longer.
+            tracing::warn!("cannot save the index: {error}");
+        }
+    }
+}
+
+/// Commits what is dirty, every `interval`.
+fn timer_thread(timer: &Timer, interval: Duration, volume: &Weak<Volume>) {
+    loop {
+        {
+            let mut state = timer.state.lock();
+            let end = std::time::Instant::now() + interval;
+            while !state.stopped && !timer.changed.wait_until(&mut state, end).timed_out() {}
+            if state.stopped {
+                return;
+            }
+        }
+        let Some(volume) = volume.upgrade() else { return };
+        if !volume.options.read_only && !volume.commits.is_poisoned() {
+            if let Err(error) = volume.commit_all() {
+                tracing::error!("a commit failed: {error}");
+            }
+        }
+    }
+}
+
+/// Lets the checkpoint take in what is committed, whenever that is much.
+fn take_in_thread(timer: &Timer, volume: &Weak<Volume>) {
+    loop {
+        {
+            let mut state = timer.state.lock();
+            while !state.stopped && !state.asked {
+                timer.changed.wait(&mut state);
+            }
+            if state.stopped {
+                return;
+            }
+            state.asked = false;
+        }
+        let Some(volume) = volume.upgrade() else { return };
+        volume.take_in();
+    }
+}
+
+/// The volume's counters, now and at the cuts.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// The next inode number.
+    pub(super) next_ino: u64,
+    /// Inodes.
+    pub(super) files: u64,
+    /// What the last durable record said.
+    committed: Counters,
+    /// What stood at the last cut, without its logical bytes.
+    next_base: Counters,
+    /// Changes of the logical bytes, by the group they belong to.
+    logical: BTreeMap<GroupId, i64>,
+}
+
+impl Counts {
+    pub(super) fn load(meta: &Meta) -> Result<Counts, Error> {
+        let committed = match meta.get(&Key::Counters)? {
+            Some(bytes) => Counters::decode(&bytes)?,
+            None => Counters::default(),
+        };
+        Ok(Counts {
+            next_ino: committed.next_ino,
+            files: committed.files,
+            next_base: committed,
+            committed,
+            logical: BTreeMap::new(),
+        })
+    }
+
+    /// Sum of file sizes without holes, as far as it is stored.
+    pub(super) fn logical_bytes(&self) -> u64 {
+        self.committed.logical_bytes.saturating_add_signed(self.logical.values().sum())
+    }
+
+    pub(super) fn add_logical(&mut self, group: GroupId, change: i64) {
+        *self.logical.entry(group).or_default() += change;
+    }
+
+    fn at_cut(&self, _group: GroupId) -> Counters {
+        Counters { next_ino: self.next_ino, files: self.files, ..self.committed }
+    }
+
+    /// The counters as they stand at the end of `group`, whose layers are all flushed.
+    fn committing(&self, group: GroupId) -> Counters {
+        let change = self.logical.range(..=group).map(|(_, change)| change).sum();
+        let logical_bytes = self.committed.logical_bytes.saturating_add_signed(change);
+        Counters { logical_bytes, ..self.next_base }
+    }
+
+    fn committed(&mut self, group: GroupId, counters: Counters) {
+        self.committed = counters;
+        self.logical = self.logical.split_off(&GroupId(group.0 + 1));
+    }
+}

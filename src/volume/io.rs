@@ -1,0 +1,376 @@
+//! Bytes of files: open, read, write, cut, copy.
+//!
+//! Invariants: (1) a read takes all dirty bytes and the root below them under the node's lock, and
+//! loads chunks without it: a root never changes; (2) a write charges the budget before it copies.
+
+use std::sync::Arc;
+
+use super::dirty::{Gap, LAYER_COST_BYTES, Layer, RUN_COST_BYTES};
+use super::flush::STREAM_BYTES;
+use super::node::{Node, NodeState};
+use super::{
+    Caller, Error, FILE_BYTES_MAX, MODE_DIR, MODE_FILE, MODE_SET_GID, MODE_SET_UID, MODE_TYPE,
+    OpenFlags, Volume, Wait,
+};
+use crate::meta::{Group, GroupId, Ino, Inode, Key};
+use crate::pyramid::Root;
+
+/// The attribute that gives a program more rights than its caller has; a write takes it away.
+const CAPABILITY: &[u8] = b"security.capability";
+
+/// Executable by the group: only then does the set-group-id bit mean a change of group.
+const MODE_GROUP_EXEC: u32 = 0o010;
+
+impl Volume {
+    /// Opens a regular file. Each call is followed by one of [`Volume::release`].
+    pub fn open_file(
+        &self,
+        ino: Ino,
+        flags: OpenFlags,
+        caller: Caller,
+        wait: Wait,
+    ) -> Result<(), Error> {
+        self.check_open()?;
+        let inode = self.inode(ino)?;
+        regular(&inode)?;
+        if flags.write || flags.truncate {
+            self.begin_change(wait)?;
+        }
+        let node = self.nodes.get(ino);
+        if flags.truncate {
+            self.resize(&node, 0, caller)?;
+        }
+        node.state.lock().opens += 1;
+        Ok(())
+    }
+
+    /// Ends what [`Volume::open_file`] began.
+    pub fn release(&self, ino: Ino) {
+        let Some(node) = self.nodes.peek(ino) else { return };
+        let closed = {
+            let mut state = node.state.lock();
+            state.opens = state.opens.saturating_sub(1);
+            state.opens == 0 && state.lookups == 0
+        };
+        if closed {
+            self.destroy_if_orphan(&node);
+        }
+        self.nodes.put(node);
+    }
+
+    /// Reads up to `len` bytes at `offset`; fewer only where the file ends.
+    pub fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
+        self.check_open()?;
+        let node = self.nodes.get(ino);
+        let result = self.read_node(&node, offset, len);
+        self.nodes.put(node);
+        result
+    }
+
+    fn read_node(&self, node: &Node, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
+        let mut state = node.state.lock();
+        let inode = self.inode(node.ino)?;
+        regular(&inode)?;
+        let end = inode.size.min(offset.saturating_add(len as u64));
+        if end <= offset {
+            return Ok(Vec::new());
+        }
+        let root = self.root_of(node.ino, &mut state)?;
+        let mut buf = vec![0; (end - offset) as usize];
+        let (root, gaps) = read_layers(&state, root, offset, &mut buf, end);
+        drop(state);
+        for gap in gaps {
+            let end = gap.end.min(root.size);
+            if gap.start < end {
+                let place = &mut buf[(gap.start - offset) as usize..(end - offset) as usize];
+                let read = self.pyramid.read(&self.store, &root, gap.start, place);
+                read.map_err(Error::from_content)?;
+            }
+        }
+        Ok(buf)
+    }
+
+    /// Writes `bytes` at `offset`, extending the file where needed.
+    ///
+    /// `kill_set_id` says that the kernel wants set-user-id and set-group-id bits to go.
+    pub fn write(
+        &self,
+        ino: Ino,
+        offset: u64,
+        bytes: &[u8],
+        kill_set_id: bool,
+        wait: Wait,
+    ) -> Result<(), Error> {
+        let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= FILE_BYTES_MAX);
+        let end = end.ok_or(Error::TooLarge)?;
+        self.begin_change(wait)?;
+        self.admit(bytes.len() as u64)?;
+        let charge = bytes.len() as u64 + LAYER_COST_BYTES + 2 * RUN_COST_BYTES;
+        self.take_budget(charge, wait)?;
+        let node = self.nodes.get(ino);
+        let written = self.write_node(&node, offset, end, bytes, kill_set_id);
+        match written {
+            Ok((before, after)) => self.budget.settle(before + charge, after),
+            Err(_) => self.budget.settle(charge, 0),
+        }
+        let stream = written.as_ref().is_ok_and(|&(_, after)| STREAM_BYTES <= after);
+        if stream {
+            self.flush_soon(&node);
+        }
+        self.relieve();
+        self.nodes.put(node);
+        written.map(|_| ())
+    }
+
+    /// Takes `bytes` of the budget, and has others flushed when there are not enough left.
+    fn take_budget(&self, bytes: u64, wait: Wait) -> Result<(), Error> {
+        match self.budget.take(bytes, Wait::No) {
+            Err(Error::WouldWait) => {
+                self.relieve();
+                self.budget.take(bytes, wait)
+            }
+            other => other,
+        }
+    }
+
+    /// Returns what the top layer cost before and after.
+    fn write_node(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        end: u64,
+        bytes: &[u8],
+        kill_set_id: bool,
+    ) -> Result<(u64, u64), Error> {
+        let mut state = node.state.lock();
+        let mut inode = self.inode(node.ino)?;
+        regular(&inode)?;
+        let capability = self.has_capability(node.ino, &mut state)?;
+        self.root_of(node.ino, &mut state)?;
+        let now = self.clock.now();
+        if kill_set_id {
+            clear_set_id(&mut inode);
+        }
+        let group = self.meta.enter();
+        let (before, layer) = self.top_layer(node, &mut state, &group, inode.size);
+        layer.write(offset, bytes);
+        let after = layer.cost();
+        inode.size = inode.size.max(end);
+        inode.mtime = now;
+        inode.ctime = now;
+        group.put(&Key::Inode(node.ino), inode.encode());
+        if capability {
+            group.delete(&Key::Xattr { ino: node.ino, name: CAPABILITY });
+            state.no_capability = true;
+        }
+        Ok((before, after))
+    }
+
+    /// Changes the size of a file; the caller holds no locks.
+    pub(super) fn resize(&self, node: &Arc<Node>, size: u64, caller: Caller) -> Result<(), Error> {
+        if FILE_BYTES_MAX < size {
+            return Err(Error::TooLarge);
+        }
+        let mut state = node.state.lock();
+        let mut inode = self.inode(node.ino)?;
+        regular(&inode)?;
+        let capability = self.has_capability(node.ino, &mut state)?;
+        self.root_of(node.ino, &mut state)?;
+        let now = self.clock.now();
+        if caller.uid != 0 {
+            clear_set_id(&mut inode);
+        }
+        let group = self.meta.enter();
+        if size != inode.size {
+            let (before, layer) = self.top_layer(node, &mut state, &group, inode.size);
+            layer.truncate(size);
+            let after = layer.cost();
+            self.budget.settle(before, after);
+        }
+        inode.size = size;
+        inode.mtime = now;
+        inode.ctime = now;
+        group.put(&Key::Inode(node.ino), inode.encode());
+        if capability {
+            group.delete(&Key::Xattr { ino: node.ino, name: CAPABILITY });
+            state.no_capability = true;
+        }
+        Ok(())
+    }
+
+    /// The layer of the open group that takes changes, and what it costs already.
+    ///
+    /// A layer that its flusher shares is sealed: a new one goes on top of it.
+    fn top_layer<'a>(
+        &self,
+        node: &Arc<Node>,
+        state: &'a mut NodeState,
+        group: &Group<'_>,
+        size: u64,
+    ) -> (u64, &'a mut Layer) {
+        self.mark_dirty(node, state, group.id());
+        let open = state
+            .layers
+            .back()
+            .is_some_and(|top| top.group == group.id() && Arc::strong_count(top) == 1);
+        if !open {
+            state.layers.push_back(Arc::new(Layer::new(group.id(), size)));
+        }
+        let top = state.layers.back_mut().and_then(Arc::get_mut);
+        let Some(top) = top else { unreachable!("a layer with one owner is at the top") };
+        let before = if open { top.cost() } else { 0 };
+        (before, top)
+    }
+
+    fn mark_dirty(&self, node: &Arc<Node>, state: &mut NodeState, group: GroupId) {
+        if state.dirty_in != Some(group) {
+            state.dirty_in = Some(group);
+            self.commits.add_dirty(group, node);
+        }
+    }
+
+    fn has_capability(&self, ino: Ino, state: &mut NodeState) -> Result<bool, Error> {
+        if state.no_capability {
+            return Ok(false);
+        }
+        let found = self.meta.get(&Key::Xattr { ino, name: CAPABILITY })?.is_some();
+        state.no_capability = !found;
+        Ok(found)
+    }
+
+    /// Copies a range of one file into another without copying bytes, where that is possible:
+    /// all of a file to the start of one that is not longer. Returns the bytes copied.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] for other ranges: the kernel then copies by reading and writing.
+    pub fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+        wait: Wait,
+    ) -> Result<u64, Error> {
+        if from == to || from_offset != to_offset {
+            return Err(Error::Unsupported);
+        }
+        self.begin_change(wait)?;
+        let (source, target) = (self.nodes.get(from), self.nodes.get(to));
+        let copied = self.copy_nodes(&source, &target, from_offset, len, wait);
+        self.nodes.put(source);
+        self.nodes.put(target);
+        copied
+    }
+
+    fn copy_nodes(
+        &self,
+        source: &Arc<Node>,
+        target: &Arc<Node>,
+        offset: u64,
+        len: u64,
+        wait: Wait,
+    ) -> Result<u64, Error> {
+        loop {
+            if !source.state.lock().layers.is_empty() {
+                if wait == Wait::No {
+                    return Err(Error::WouldWait);
+                }
+                self.flush_node(source, GroupId(u64::MAX))?;
+            }
+            let (low, high) =
+                if source.ino < target.ino { (source, target) } else { (target, source) };
+            let mut low_state = low.state.lock();
+            let mut high_state = high.state.lock();
+            let (source_state, target_state) = if source.ino < target.ino {
+                (&mut *low_state, &mut *high_state)
+            } else {
+                (&mut *high_state, &mut *low_state)
+            };
+            if !source_state.layers.is_empty() {
+                continue;
+            }
+            let root = self.root_of(source.ino, source_state)?;
+            let inodes = (self.inode(source.ino)?, self.inode(target.ino)?);
+            regular(&inodes.0)?;
+            regular(&inodes.1)?;
+            return self.share_root(target, target_state, inodes, root, (offset, len));
+        }
+    }
+
+    fn share_root(
+        &self,
+        target: &Arc<Node>,
+        state: &mut NodeState,
+        (source_inode, mut inode): (Inode, Inode),
+        root: Root,
+        (offset, len): (u64, u64),
+    ) -> Result<u64, Error> {
+        let size = source_inode.size;
+        let copied = len.min(size.saturating_sub(offset));
+        if copied == 0 {
+            return Ok(0);
+        }
+        if root.size != size {
+            return Err(Error::Unsupported);
+        }
+        let held = self.root_of(target.ino, state)?;
+        let same = state.layers.iter().rev().find_map(|layer| layer.base).unwrap_or(held);
+        let untouched = state.layers.iter().all(|layer| layer.bytes() == 0 && layer.size == size);
+        if (same.address, same.size) == (root.address, root.size) && untouched && inode.size == size
+        {
+            // A copy in several calls: the first one brought all of it.
+            return Ok(copied);
+        }
+        if offset != 0 || copied != size || size < inode.size {
+            return Err(Error::Unsupported);
+        }
+        let now = self.clock.now();
+        clear_set_id(&mut inode);
+        let group = self.meta.enter();
+        self.mark_dirty(target, state, group.id());
+        let layer = Layer::replacing(group.id(), root);
+        self.budget.settle(0, layer.cost());
+        state.layers.push_back(Arc::new(layer));
+        inode.size = size;
+        inode.mtime = now;
+        inode.ctime = now;
+        group.put(&Key::Inode(target.ino), inode.encode());
+        Ok(copied)
+    }
+}
+
+/// Copies what the layers hold; returns the content below them and what must be read from it.
+fn read_layers(
+    state: &NodeState,
+    root: Root,
+    offset: u64,
+    buf: &mut [u8],
+    end: u64,
+) -> (Root, Vec<Gap>) {
+    let mut gaps = vec![Gap { start: offset, end }];
+    for layer in state.layers.iter().rev() {
+        gaps = layer.read(offset, buf, gaps);
+        if let Some(base) = layer.base {
+            return (base, gaps);
+        }
+    }
+    (root, gaps)
+}
+
+fn regular(inode: &Inode) -> Result<(), Error> {
+    match inode.mode & MODE_TYPE {
+        MODE_FILE => Ok(()),
+        MODE_DIR => Err(Error::IsADirectory),
+        _ => Err(Error::NotAFile),
+    }
+}
+
+/// Takes away what would run a changed program with another's rights.
+pub(super) fn clear_set_id(inode: &mut Inode) {
+    inode.mode &= !MODE_SET_UID;
+    if inode.mode & MODE_GROUP_EXEC != 0 {
+        inode.mode &= !MODE_SET_GID;
+    }
+}

@@ -1,0 +1,278 @@
+//! The filesystem: names, inodes, handles, dirty runs and commits, on top of `store` and `meta`.
+//!
+//! Owns [`Volume`]. Its operations stand in `names` (create, rename, …), `attrs` (attributes),
+//! `io` (read, write, copies), `flush` (dirty layers become roots) and `commit` (groups become
+//! durable); `node`, `dirty` and `budget` hold what they share.
+//!
+//! Invariants: (1) an operation first gets all that it may wait for (dirty space, room in the
+//! group, locks), then its group, and never waits while it holds one; (2) it reads all it needs
+//! before it changes anything, so that it happens whole or not at all; (3) after a failed sync
+//! nothing changes any more, and all can still be read.
+//!
+//! Locks, in this order: `namespace` (for changes of names and of directories' inodes), a node's
+//! `flush`, nodes' `state` by ascending inode number (guards the inode's entry), a group.
+//!
+//! Absent on purpose: FUSE, errno numbers, permissions (the kernel checks them).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::meta::{self, Ino, Inode, Key, Meta};
+use crate::pyramid::Pyramid;
+use crate::store::{self, Store};
+use crate::sys::{Clock, Disk, DiskLock, Rng};
+
+mod attrs;
+mod budget;
+mod commit;
+mod dirty;
+mod error;
+mod flush;
+mod io;
+mod names;
+mod node;
+mod space;
+mod status;
+mod superblock;
+mod types;
+mod xattrs;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::Error;
+pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
+pub use types::*;
+
+/// A volume that is open.
+pub struct Volume {
+    disk: Arc<dyn Disk>,
+    clock: Arc<dyn Clock>,
+    options: OpenOptions,
+    superblock: Superblock,
+    pyramid: Pyramid,
+    store: Store,
+    meta: Meta,
+    findings: Vec<store::Finding>,
+    /// Held for writing by whoever changes names or a directory's inode.
+    namespace: RwLock<()>,
+    nodes: node::Nodes,
+    budget: budget::Budget,
+    space: space::Space,
+    flushers: flush::Queue,
+    commits: commit::Commits,
+    counters: Mutex<commit::Counts>,
+    closed: AtomicBool,
+    lock: Mutex<Option<Box<dyn DiskLock>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Volume {
+    /// Makes a volume in an empty directory.
+    ///
+    /// The superblock comes last: before it is there, nothing is a volume.
+    pub fn create(
+        disk: &Arc<dyn Disk>,
+        clock: &Arc<dyn Clock>,
+        rng: &dyn Rng,
+        options: &CreateOptions,
+    ) -> Result<(), Error> {
+        if Superblock::exists(disk.as_ref())? {
+            return Err(Error::AlreadyAVolume);
+        }
+        let superblock = Superblock::new(rng, options);
+        Store::create(disk).map_err(Error::from)?;
+        Meta::create(disk)?;
+        let open = OpenOptions { background: false, ..OpenOptions::default() };
+        let volume =
+            Volume::assemble(Arc::clone(disk), Arc::clone(clock), superblock.clone(), open)?;
+        volume.make_root_directory();
+        volume.close()?;
+        superblock.write(disk.as_ref())
+    }
+
+    /// Opens a volume and recovers what a crash left behind.
+    ///
+    /// Takes the volume's lock unless it is opened for reading only: then `disk` must be one that
+    /// keeps changes in memory ([`crate::sys::overlay::OverlayDisk`]), as recovery writes.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        options: OpenOptions,
+    ) -> Result<Arc<Volume>, Error> {
+        let superblock = Superblock::read(disk.as_ref())?;
+        let volume = Arc::new(Volume::assemble(disk, clock, superblock, options)?);
+        if !options.read_only {
+            volume.remove_orphans()?;
+        }
+        if options.background {
+            volume.start_threads();
+        }
+        Ok(volume)
+    }
+
+    fn assemble(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        superblock: Superblock,
+        options: OpenOptions,
+    ) -> Result<Volume, Error> {
+        let lock = if options.read_only { None } else { Some(take_lock(disk.as_ref())?) };
+        let meta = Meta::open(Arc::clone(&disk), meta::Options::default())?;
+        let store_options = store::Options {
+            compression: superblock.compression,
+            cache_bytes: options.cache_bytes,
+            index_memory_bytes: options.index_memory_bytes,
+            pack_bytes_max: options.pack_bytes_max,
+            workers: if options.background { 2 } else { 0 },
+            ..store::Options::default()
+        };
+        let opened = Store::open(
+            Arc::clone(&disk),
+            superblock.profile,
+            superblock.uuid,
+            store_options,
+            meta.position(),
+        )?;
+        for record in &opened.records {
+            meta.replay(record)?;
+        }
+        let counters = commit::Counts::load(&meta)?;
+        Ok(Volume {
+            pyramid: Pyramid::new(superblock.profile),
+            store: opened.store,
+            findings: opened.findings,
+            namespace: RwLock::default(),
+            nodes: node::Nodes::default(),
+            budget: budget::Budget::new(options.dirty_bytes_max),
+            space: space::Space::default(),
+            flushers: flush::Queue::default(),
+            commits: commit::Commits::default(),
+            counters: Mutex::new(counters),
+            closed: AtomicBool::new(false),
+            lock: Mutex::new(lock),
+            threads: Mutex::default(),
+            disk,
+            clock,
+            options,
+            superblock,
+            meta,
+        })
+    }
+
+    /// What opening found: damage, packs that were set aside, a tail that was cut.
+    pub fn findings(&self) -> &[store::Finding] {
+        &self.findings
+    }
+
+    /// What the volume is.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// The metadata, for `check`.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// The store, for `check`.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The shape of the volume's trees.
+    pub fn pyramid(&self) -> &Pyramid {
+        &self.pyramid
+    }
+
+    /// Commits, lets the checkpoint take all in, saves the index and gives the lock back.
+    ///
+    /// Whatever is asked afterwards answers [`Error::Closed`]. Closing twice does nothing.
+    pub fn close(&self) -> Result<(), Error> {
+        if self.closed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        if let Some(lock) = self.lock.lock().as_ref()
+            && let Err(error) = lock.set_note("closing")
+        {
+            tracing::warn!("cannot note in the lock that the volume is closing: {error}");
+        }
+        self.stop_threads();
+        let committed = if self.options.read_only { Ok(()) } else { self.commit_all() };
+        let checkpoint = match (&committed, self.options.read_only) {
+            (Ok(()), false) => self.meta.close().map_err(Error::from),
+            _ => Ok(()),
+        };
+        let store = self.store.close().map_err(Error::from);
+        self.lock.lock().take();
+        committed.and(checkpoint).and(store)
+    }
+
+    /// Refuses changes of a volume that takes none, and makes room in the open group.
+    fn begin_change(&self, wait: Wait) -> Result<(), Error> {
+        self.check_open()?;
+        if self.options.read_only {
+            return Err(Error::ReadOnly);
+        }
+        self.commits.check_poison()?;
+        self.make_group_room(wait)
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        if self.closed.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// The entry of an inode that must be there.
+    fn inode(&self, ino: Ino) -> Result<Inode, Error> {
+        match self.meta.get(&Key::Inode(ino))? {
+            Some(bytes) => Ok(Inode::decode(&bytes)?),
+            None => Err(Error::Stale),
+        }
+    }
+
+    fn make_root_directory(&self) {
+        let now = self.clock.now();
+        let root = Inode {
+            mode: MODE_DIR | 0o755,
+            nlink: 2,
+            parent: Ino::ROOT,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            ..Inode::default()
+        };
+        let mut counters = self.counters.lock();
+        counters.next_ino = Ino::ROOT.0 + 1;
+        counters.files = 1;
+        self.meta.enter().put(&Key::Inode(Ino::ROOT), root.encode());
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        // A volume that was not closed ends as by a crash: what was committed is safe.
+        self.closed.store(true, Ordering::SeqCst);
+        self.stop_threads();
+    }
+}
+
+fn take_lock(disk: &dyn Disk) -> Result<Box<dyn DiskLock>, Error> {
+    match disk.lock("lock") {
+        Ok(lock) => Ok(lock),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(Error::InUse),
+        Err(source) => Err(Error::Io { action: "lock the volume", source }),
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Error {
+        match error {
+            store::Error::NoSpace => Error::NoSpace,
+            other => Error::Store(other),
+        }
+    }
+}
