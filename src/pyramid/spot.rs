@@ -43,9 +43,9 @@ impl Pyramid {
         Some(Spot { offset, shape, link: Link { address, filled } })
     }
 
-    /// Whether all below is zeros.
+    /// Whether all below is zeros, as [`Pyramid::is_zero_link`] tells.
     pub(super) fn spot_is_zero(&self, spot: &Spot) -> bool {
-        self.is_zero(&spot.link.address, spot.shape)
+        self.is_zero_link(&spot.link, spot.shape)
     }
 
     /// Goes down from `spot` to the node at `offset` that is at most `height` high; `load` gets the
