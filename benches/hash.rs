@@ -28,6 +28,7 @@ fn main() {
 }
 
 /// Returns the best rate of some rounds, as other work on the machine only slows down.
+#[allow(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 fn measure(mut round: impl FnMut()) -> f64 {
     let bytes = (CHUNK_BYTES * CHUNKS) as f64;
     (0..ROUNDS)

@@ -186,21 +186,6 @@ fn permute(state: &mut [__m256i; 25]) {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn round(a: &[__m256i; 25], next: &mut [__m256i; 25], constant: u64) {
-    let rotate_8 = |a: __m256i| {
-        // Whole bytes move with one shuffle instead of two shifts and an or.
-        let order = _mm256_set_epi8(
-            14, 13, 12, 11, 10, 9, 8, 15, 6, 5, 4, 3, 2, 1, 0, 7, 14, 13, 12, 11, 10, 9, 8, 15, 6,
-            5, 4, 3, 2, 1, 0, 7,
-        );
-        _mm256_shuffle_epi8(a, order)
-    };
-    let rotate_56 = |a: __m256i| {
-        let order = _mm256_set_epi8(
-            8, 15, 14, 13, 12, 11, 10, 9, 0, 7, 6, 5, 4, 3, 2, 1, 8, 15, 14, 13, 12, 11, 10, 9, 0,
-            7, 6, 5, 4, 3, 2, 1,
-        );
-        _mm256_shuffle_epi8(a, order)
-    };
     let c0 = xor!(a[0], a[5], a[10], a[15], a[20]);
     let c1 = xor!(a[1], a[6], a[11], a[16], a[21]);
     let c2 = xor!(a[2], a[7], a[12], a[17], a[22]);
@@ -257,4 +242,26 @@ fn round(a: &[__m256i; 25], next: &mut [__m256i; 25], constant: u64) {
         rotate!(xor!(a[15], d0), 41),
         rotate!(xor!(a[21], d1), 2)
     );
+}
+
+/// Rotates by 8 bits: whole bytes move with one shuffle instead of two shifts and an or.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn rotate_8(a: __m256i) -> __m256i {
+    let order = _mm256_set_epi8(
+        14, 13, 12, 11, 10, 9, 8, 15, 6, 5, 4, 3, 2, 1, 0, 7, 14, 13, 12, 11, 10, 9, 8, 15, 6, 5,
+        4, 3, 2, 1, 0, 7,
+    );
+    _mm256_shuffle_epi8(a, order)
+}
+
+/// Rotates by 56 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn rotate_56(a: __m256i) -> __m256i {
+    let order = _mm256_set_epi8(
+        8, 15, 14, 13, 12, 11, 10, 9, 0, 7, 6, 5, 4, 3, 2, 1, 8, 15, 14, 13, 12, 11, 10, 9, 0, 7,
+        6, 5, 4, 3, 2, 1,
+    );
+    _mm256_shuffle_epi8(a, order)
 }

@@ -61,7 +61,7 @@ impl Pyramid {
                 builder.place(shape.height, link);
                 return Ok(());
             }
-            let zero = self.is_zero(&link.address, shape);
+            let zero = self.is_zero_link(&link, shape);
             if shape.height == 0 {
                 if !zero {
                     tail.copy_from_slice(&self.load_data(sink, &link.address, shape.span)?);

@@ -13,13 +13,22 @@
 //! Absent on purpose: chunks that nothing touches. No work grows with their number.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::sync::Arc;
+
+use lru::LruCache;
 
 use super::error::{EditError, Error};
 use super::geometry::Shape;
 use super::root::{Link, Pyramid, Root, SIZE_MAX, check_length};
 use super::split::{put_payloads, tree_of};
+use super::spot::Spot;
 use crate::chunk::{Address, Sink, Tree};
+
+/// Tree chunks that are remembered of the trees that content is shared from: more than a path.
+const SHARED_TREES_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 /// New content of one range of a file.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +46,15 @@ pub enum RunBytes<'a> {
     Bytes(&'a [u8]),
     /// So many zeros, at a cost that does not depend on their number.
     Zeros(u64),
+    /// A range of other content, whose chunks are shared as far as both ranges are aligned alike.
+    Content {
+        /// The content, which the sink has.
+        root: &'a Root,
+        /// Where the range starts in it.
+        offset: u64,
+        /// Bytes of the range. It must end inside the content.
+        length: u64,
+    },
 }
 
 impl<'a> Run<'a> {
@@ -55,6 +73,7 @@ impl<'a> Run<'a> {
         let length = match self.bytes {
             RunBytes::Bytes(bytes) => bytes.len() as u64,
             RunBytes::Zeros(length) => length,
+            RunBytes::Content { length, .. } => length,
         };
         self.offset.saturating_add(length)
     }
@@ -71,7 +90,8 @@ impl Pyramid {
     ///
     /// # Panics
     ///
-    /// When `size` is above [`SIZE_MAX`], or the runs are not sorted, overlap or reach behind `size`.
+    /// When `size` is above [`SIZE_MAX`], or the runs are not sorted, overlap or reach behind `size`, or
+    /// shared content is not inside its root.
     pub fn edit<S: Sink>(
         &self,
         sink: &S,
@@ -86,16 +106,20 @@ impl Pyramid {
             assert!(end <= run.offset, "runs must be sorted and disjoint");
             end = run.end();
             assert!(end <= size, "a run ends at {end}, behind the size {size}");
+            if let RunBytes::Content { root, offset, length } = run.bytes {
+                let inside = offset.checked_add(length).is_some_and(|end| end <= root.size);
+                assert!(inside, "{length} bytes at {offset} are not inside {}", root.size);
+            }
         }
         // An empty run changes nothing, and must not look as if it touched a chunk.
         let runs: Vec<Run<'_>> =
             runs.iter().filter(|run| run.offset < run.end()).copied().collect();
         let keep = keep.min(root.size).min(size);
-        let link = Link { address: root.address, filled: root.filled.min(root.size) };
-        let old = Old { offset: 0, shape: self.geometry().root(root.size), link };
+        let old = self.spot(root);
         let node =
             Node { offset: 0, shape: self.geometry().root(size), runs: &runs, old: Some(old) };
-        let edit = Edit { pyramid: self, sink, keep };
+        let shared_trees = RefCell::new(LruCache::new(SHARED_TREES_MAX));
+        let edit = Edit { pyramid: self, sink, keep, shared_trees };
         let link = match edit.decide(node)? {
             Decision::Known(link) => link,
             Decision::Build(node) => edit.build_group(vec![node])?[0],
@@ -117,14 +141,32 @@ impl Pyramid {
     ) -> Result<Root, EditError<S::Error>> {
         self.edit(sink, root, size, &[], size)
     }
-}
 
-/// A node of the old tree.
-#[derive(Debug, Clone, Copy)]
-struct Old {
-    offset: u64,
-    shape: Shape,
-    link: Link,
+    /// Returns the root of `target` with `length` bytes of `source` laid over it at `target_offset`, from
+    /// `source_offset` on; it grows where the range ends behind its end.
+    ///
+    /// Subtrees of height j are shared where the two offsets agree modulo `S(j)`, single chunks where
+    /// they agree modulo the chunk size; bytes are copied otherwise.
+    ///
+    /// # Errors and panics
+    ///
+    /// As [`Pyramid::edit`].
+    pub fn splice<S: Sink>(
+        &self,
+        sink: &S,
+        (target, target_offset): (&Root, u64),
+        (source, source_offset): (&Root, u64),
+        length: u64,
+    ) -> Result<Root, EditError<S::Error>> {
+        if length == 0 {
+            return Ok(*target);
+        }
+        let run = Run {
+            offset: target_offset,
+            bytes: RunBytes::Content { root: source, offset: source_offset, length },
+        };
+        self.edit(sink, target, target.size, &[run], target.size.max(run.end()))
+    }
 }
 
 /// A node of the new tree that is to be made.
@@ -136,7 +178,7 @@ struct Node<'r> {
     runs: &'r [Run<'r>],
     /// The old node with the kept content of this one, at the same offset or higher up in the tree.
     /// None when no old content is kept, or when it is a hole.
-    old: Option<Old>,
+    old: Option<Spot>,
 }
 
 impl Node<'_> {
@@ -162,6 +204,8 @@ struct Edit<'a, S> {
     sink: &'a S,
     /// Bytes of the old content that stay where no run covers them.
     keep: u64,
+    /// Tree chunks that content is shared from.
+    shared_trees: RefCell<LruCache<Address, Arc<Tree>>>,
 }
 
 impl<S: Sink> Edit<'_, S> {
@@ -172,53 +216,60 @@ impl<S: Sink> Edit<'_, S> {
             node.old = None;
         }
         if let Some(old) = node.old {
-            node.old = self.descend(old, node.offset, node.shape.height)?;
+            let mut load =
+                |spot: &Spot| self.pyramid.load_tree(self.sink, &spot.link.address, spot.shape);
+            node.old = self.pyramid.descend(old, node.offset, node.shape.height, &mut load)?;
         }
         if let Some(old) = node.old {
             if node.runs.is_empty() && range.end <= self.keep && old.shape == node.shape {
                 return Ok(Decision::Known(old.link));
             }
-            if self.pyramid.is_zero(&old.link.address, old.shape) {
+            if self.pyramid.spot_is_zero(&old) {
                 node.old = None;
             }
         }
-        let written = node.runs.iter().any(|run| matches!(run.bytes, RunBytes::Bytes(_)));
+        if let Some(link) = self.shared(&node)? {
+            return Ok(Decision::Known(link));
+        }
+        let written = node.runs.iter().any(|run| !matches!(run.bytes, RunBytes::Zeros(_)));
         if node.old.is_none() && !written {
             return Ok(Decision::Known(self.pyramid.zero_link(node.shape)));
         }
         Ok(Decision::Build(node))
     }
 
-    /// Goes down from `old` to the node at `offset` that is at most `height` high.
-    fn descend(
-        &self,
-        mut old: Old,
-        offset: u64,
-        height: u32,
-    ) -> Result<Option<Old>, Error<S::Error>> {
-        while height < old.shape.height {
-            if self.pyramid.is_zero(&old.link.address, old.shape) {
-                return Ok(None);
-            }
-            let tree = self.pyramid.load_tree(self.sink, &old.link.address, old.shape)?;
-            let index = ((offset - old.offset) / self.pyramid.geometry().piece(old.shape)) as usize;
-            match self.old_child(&old, &tree, index) {
-                Some(child) => old = child,
-                None => return Ok(None),
-            }
+    /// Returns the link of a node that one run of shared content covers, where the tree that the
+    /// content comes from has that node too.
+    fn shared(&self, node: &Node<'_>) -> Result<Option<Link>, Error<S::Error>> {
+        let range = node.range();
+        let [run] = node.runs else { return Ok(None) };
+        let RunBytes::Content { root, offset, .. } = run.bytes else { return Ok(None) };
+        if range.start < run.offset || run.end() < range.end {
+            return Ok(None);
         }
-        assert!(old.offset == offset, "old and new nodes are aligned");
-        Ok(Some(old))
+        let offset = offset + (range.start - run.offset);
+        if !offset.is_multiple_of(self.pyramid.geometry().span(node.shape.height)) {
+            return Ok(None);
+        }
+        let mut load = |spot: &Spot| self.load_shared(spot);
+        let top = self.pyramid.spot(root);
+        let link = match self.pyramid.descend(top, offset, node.shape.height, &mut load)? {
+            Some(spot) if spot.shape == node.shape => Some(spot.link),
+            Some(spot) if !self.pyramid.spot_is_zero(&spot) => None,
+            _ => Some(self.pyramid.zero_link(node.shape)),
+        };
+        Ok(link)
     }
 
-    fn old_child(&self, old: &Old, tree: &Tree, index: usize) -> Option<Old> {
-        let geometry = self.pyramid.geometry();
-        let address = *tree.children.get(index)?;
-        let shape = geometry.child(old.shape, index);
-        // The counts are not hashed: a wrong one must not make sums overflow.
-        let filled = tree.filled.get(index)?.min(&shape.span);
-        let offset = old.offset + index as u64 * geometry.piece(old.shape);
-        Some(Old { offset, shape, link: Link { address, filled: *filled } })
+    /// Loads a chunk of a tree that content is shared from. Many nodes are looked up under the same.
+    fn load_shared(&self, spot: &Spot) -> Result<Arc<Tree>, Error<S::Error>> {
+        let mut cache = self.shared_trees.borrow_mut();
+        if let Some(tree) = cache.get(&spot.link.address) {
+            return Ok(tree.clone());
+        }
+        let tree = self.pyramid.load_tree(self.sink, &spot.link.address, spot.shape)?;
+        cache.put(spot.link.address, tree.clone());
+        Ok(tree)
     }
 
     /// Builds nodes, a group of bounded size at a time.
@@ -248,7 +299,7 @@ impl<S: Sink> Edit<'_, S> {
         let range = node.range();
         let chunks = |run: &Run<'_>| match run.bytes {
             RunBytes::Zeros(_) => 2,
-            RunBytes::Bytes(_) => {
+            RunBytes::Bytes(_) | RunBytes::Content { .. } => {
                 let length = run.end().min(range.end) - run.offset.max(range.start);
                 length / self.pyramid.geometry().chunk_bytes() + 2
             }
@@ -311,7 +362,7 @@ impl<S: Sink> Edit<'_, S> {
             let offset = node.offset + index as u64 * piece;
             let runs = touching(node.runs, offset..offset + shape.span);
             let old = match &old {
-                Some((old, tree)) => self.old_child(old, tree, index),
+                Some((old, tree)) => self.pyramid.spot_child(old, tree, index),
                 // An old node lower than this one is all of the old content here: it starts the first child.
                 None => node.old.filter(|_| index == 0),
             };
@@ -335,11 +386,31 @@ impl<S: Sink> Edit<'_, S> {
         self.load_kept(nodes, &mut payloads)?;
         for (node, payload) in nodes.iter().zip(&mut payloads) {
             if let Cow::Owned(payload) = payload {
-                overlay(node, payload);
+                self.overlay(node, payload)?;
             }
         }
         let payloads: Vec<&[u8]> = payloads.iter().map(|payload| payload.as_ref()).collect();
         put_payloads(self.pyramid, self.sink, &payloads)
+    }
+
+    /// Lays the runs of a data chunk over its payload.
+    fn overlay(&self, node: &Node<'_>, payload: &mut [u8]) -> Result<(), Error<S::Error>> {
+        let range = node.range();
+        for run in node.runs {
+            let (start, end) = (run.offset.max(range.start), run.end().min(range.end));
+            let target = &mut payload[(start - range.start) as usize..(end - range.start) as usize];
+            let from = start - run.offset;
+            match run.bytes {
+                RunBytes::Zeros(_) => target.fill(0),
+                RunBytes::Bytes(bytes) => {
+                    target.copy_from_slice(&bytes[from as usize..from as usize + target.len()]);
+                }
+                RunBytes::Content { root, offset, .. } => {
+                    self.pyramid.read(self.sink, root, offset + from, target)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Fetches the old data chunks of which something stays, and lays what stays into the payloads.
@@ -348,7 +419,7 @@ impl<S: Sink> Edit<'_, S> {
         nodes: &[Node<'_>],
         payloads: &mut [Cow<'_, [u8]>],
     ) -> Result<(), Error<S::Error>> {
-        let kept: Vec<(usize, Old)> = nodes
+        let kept: Vec<(usize, Spot)> = nodes
             .iter()
             .enumerate()
             .filter_map(|(position, node)| Some((position, node.old?)))
@@ -433,20 +504,4 @@ fn whole_or_zeros<'r>(node: &Node<'r>) -> Cow<'r, [u8]> {
         return Cow::Borrowed(&bytes[start..start + node.shape.span as usize]);
     }
     Cow::Owned(vec![0; node.shape.span as usize])
-}
-
-/// Lays the runs of a data chunk over its payload.
-fn overlay(node: &Node<'_>, payload: &mut [u8]) {
-    let range = node.range();
-    for run in node.runs {
-        let (start, end) = (run.offset.max(range.start), run.end().min(range.end));
-        let target = &mut payload[(start - range.start) as usize..(end - range.start) as usize];
-        match run.bytes {
-            RunBytes::Zeros(_) => target.fill(0),
-            RunBytes::Bytes(bytes) => {
-                let from = (start - run.offset) as usize;
-                target.copy_from_slice(&bytes[from..from + target.len()]);
-            }
-        }
-    }
 }

@@ -6,8 +6,8 @@
 //! Absent on purpose: caches and read-ahead.
 
 use super::error::{Error, ReadError};
-use super::geometry::Shape;
 use super::root::{Pyramid, Root, check_length};
+use super::spot::Spot;
 use crate::chunk::{Address, Source};
 
 /// Data chunks that are fetched with one call: 1 MiB of default chunks, and 8 bytes of work for each
@@ -37,7 +37,7 @@ impl Pyramid {
             return Ok(());
         }
         let mut join = Join { pyramid: self, source, offset, buf, parts: Vec::new() };
-        join.node(&root.address, 0, self.geometry().root(root.size))?;
+        join.node(&self.spot(root))?;
         join.fetch()
     }
 }
@@ -61,28 +61,24 @@ struct Join<'a, S> {
 
 impl<S: Source> Join<'_, S> {
     /// Takes the part of the node that lies in the range. The two overlap.
-    fn node(&mut self, address: &Address, start: u64, shape: Shape) -> Result<(), Error<S::Error>> {
-        if self.pyramid.is_zero(address, shape) {
-            let (skip, range) = cut(self.offset, self.buf.len(), start, shape.span);
-            debug_assert!(skip as u64 <= shape.span, "the node overlaps the range");
+    fn node(&mut self, spot: &Spot) -> Result<(), Error<S::Error>> {
+        let Spot { offset: start, shape, link } = *spot;
+        if self.pyramid.spot_is_zero(spot) {
+            let (_, range) = cut(self.offset, self.buf.len(), start, shape.span);
             self.buf[range].fill(0);
             return Ok(());
         }
         if shape.height == 0 {
-            self.parts.push(Part { address: *address, offset: start, span: shape.span });
+            self.parts.push(Part { address: link.address, offset: start, span: shape.span });
             return if self.parts.len() < FETCH_MAX { Ok(()) } else { self.fetch() };
         }
-        let tree = self.pyramid.load_tree(self.source, address, shape)?;
-        let geometry = self.pyramid.geometry();
-        let piece = geometry.piece(shape);
+        let tree = self.pyramid.load_tree(self.source, &link.address, shape)?;
+        let piece = self.pyramid.geometry().piece(shape);
         let end = self.offset + self.buf.len() as u64;
         let first = (self.offset.saturating_sub(start) / piece) as usize;
-        for (index, child) in tree.children.iter().enumerate().skip(first) {
-            let child_start = start + index as u64 * piece;
-            if end <= child_start {
-                break;
-            }
-            self.node(child, child_start, geometry.child(shape, index))?;
+        let children = (first..).map_while(|index| self.pyramid.spot_child(spot, &tree, index));
+        for child in children.take_while(|child| child.offset < end) {
+            self.node(&child)?;
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 //!
 //! Owns the shape of trees and all that is done with them: [`Pyramid::split`] and
 //! [`Pyramid::append`] build them, [`Pyramid::edit`] changes them, [`Pyramid::read`] and
-//! [`Pyramid::walk`] read them.
+//! [`Pyramid::walk`] read them, [`Pyramid::next_data`], [`Pyramid::next_hole`] and [`Pyramid::diff`]
+//! answer questions about them.
 //!
 //! Invariants: (1) the root follows from the content alone, whatever the steps that led there;
 //! (2) what is all zeros has a known address and is never put nor loaded; (3) children are put before
@@ -13,12 +14,15 @@
 //! [`Sink`](crate::chunk::Sink)), and files.
 
 mod append;
+mod diff;
 mod edit;
 mod error;
 mod geometry;
 mod join;
 mod root;
+mod seek;
 mod split;
+mod spot;
 mod walk;
 
 #[cfg(test)]

@@ -133,6 +133,16 @@ impl Pyramid {
         self.zero(shape) == *address
     }
 
+    /// Whether all below a node is zeros. May answer no about zeros whose count says otherwise, which
+    /// then are loaded, and [`Pyramid::load_tree`] knows them.
+    ///
+    /// The address decides. Only that of a partial tree chunk costs hashes to compare with, again
+    /// for every new size of a file that grows; where its count says that there is data they are saved.
+    pub(crate) fn is_zero_link(&self, link: &Link, shape: Shape) -> bool {
+        let costly = 0 < shape.height && !self.geometry().is_full(shape);
+        !(costly && 0 < link.filled) && self.is_zero(&link.address, shape)
+    }
+
     /// Whether a data chunk's payload is all zeros.
     pub(crate) fn is_zero_payload(&self, payload: &[u8]) -> bool {
         self.inner.zeros.get(..payload.len()) == Some(payload)
@@ -163,15 +173,25 @@ impl Pyramid {
         parts.concat()
     }
 
-    /// Loads a tree chunk and compares it with its place.
+    /// Loads a tree chunk and compares it with its place. One of zeros, which no source has, is made.
     pub(crate) fn load_tree<S: Source>(
         &self,
         source: &S,
         address: &Address,
         shape: Shape,
     ) -> Result<Arc<Tree>, Error<S::Error>> {
-        let tree = source.tree(address)?;
         let children_expected = self.geometry().child_count(shape);
+        let tree = match source.tree(address) {
+            Ok(tree) => tree,
+            Err(_) if self.is_zero(address, shape) => {
+                let children = (0..children_expected)
+                    .map(|index| self.zero(self.geometry().child(shape, index)))
+                    .collect();
+                let filled = vec![0; children_expected];
+                return Ok(Arc::new(Tree { span: shape.span, children, filled }));
+            }
+            Err(error) => return Err(error.into()),
+        };
         let (children, filled) = (tree.children.len(), tree.filled.len());
         if (tree.span, children, filled) == (shape.span, children_expected, children_expected) {
             return Ok(tree);

@@ -6,8 +6,8 @@
 //! visitor skips it.
 
 use super::error::{Error, ReadError};
-use super::geometry::Shape;
 use super::root::{Pyramid, Root};
+use super::spot::Spot;
 use crate::chunk::{Address, Source};
 
 /// A chunk on a walk.
@@ -56,20 +56,19 @@ impl Pyramid {
         root: &Root,
         visit: &mut dyn FnMut(Visit<'_>) -> bool,
     ) -> Result<(), ReadError<S::Error>> {
-        self.walk_node(source, root.address, self.geometry().root(root.size), visit)
+        self.walk_node(source, &self.spot(root), visit)
     }
 
     fn walk_node<S: Source>(
         &self,
         source: &S,
-        address: Address,
-        shape: Shape,
+        spot: &Spot,
         visit: &mut dyn FnMut(Visit<'_>) -> bool,
     ) -> Result<(), Error<S::Error>> {
-        if self.is_zero(&address, shape) {
+        if self.spot_is_zero(spot) {
             return Ok(());
         }
-        let (span, level) = (shape.span, shape.height);
+        let (address, span, level) = (spot.link.address, spot.shape.span, spot.shape.height);
         if level == 0 {
             visit(Visit::Data { address, span });
             return Ok(());
@@ -77,13 +76,13 @@ impl Pyramid {
         if !visit(Visit::Enter { address, span, level }) {
             return Ok(());
         }
-        let tree = self.load_tree(source, &address, shape)?;
+        let tree = self.load_tree(source, &address, spot.shape)?;
         let (children, filled) = (tree.children.as_slice(), tree.filled.as_slice());
         if !visit(Visit::Tree { address, span, level, children, filled }) {
             return Ok(());
         }
-        for (index, child) in children.iter().enumerate() {
-            self.walk_node(source, *child, self.geometry().child(shape, index), visit)?;
+        for child in (0..).map_while(|index| self.spot_child(spot, &tree, index)) {
+            self.walk_node(source, &child, visit)?;
         }
         Ok(())
     }

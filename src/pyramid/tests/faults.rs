@@ -296,3 +296,41 @@ fn a_data_chunk_of_another_length_is_an_error() {
         assert_corrupt(&pyramid, &store, &root, length);
     }
 }
+
+/// Counts of filled bytes lie beside the hashed chunks. Whatever they say, the bytes are right.
+#[test]
+fn wrong_counts_do_not_change_the_bytes() {
+    let pyramid = reference::pyramid(4);
+    let content = bytes(3, 9000);
+    let count = |lie: u64, right: u64, span: u64| match lie {
+        0 => 0,
+        1 => span,
+        2 => u64::MAX,
+        _ => span - right.min(span),
+    };
+    for size in [600, 8192, 8200, 9000] {
+        let mut holey = content[..size].to_vec();
+        holey[size / 3..].fill(0);
+        for lie in 0..4 {
+            let store = MemoryStore::with_wrong_counts(&pyramid);
+            let root = pyramid.split(&store, &mut holey.as_slice()).unwrap();
+            for address in store.take_counts().trees_put {
+                let mut tree = Tree::clone(&store.tree_of(&address));
+                let span = tree.span;
+                tree.filled.iter_mut().for_each(|filled| *filled = count(lie, *filled, span));
+                store.forge(address, tree);
+            }
+            let root = Root { filled: count(lie, root.filled, root.size), ..root };
+            let mut read = vec![1; size];
+            pyramid.read(&store, &root, 0, &mut read).unwrap();
+            assert!(read == holey, "size {size}, lie {lie}");
+            let longer = pyramid.append(&store, &root, &mut &content[..700]).unwrap();
+            let shorter = pyramid.truncate(&store, &root, size as u64 - 5).unwrap();
+            let holey = [&holey[..], &content[..700]].concat();
+            for (new, end) in [(longer, size + 700), (shorter, size - 5)] {
+                let expected = reference::root(pyramid.profile(), &holey[..end]);
+                assert_eq!((new.address, new.size), (expected.address, expected.size));
+            }
+        }
+    }
+}

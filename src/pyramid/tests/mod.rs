@@ -3,4 +3,5 @@
 mod counts;
 mod faults;
 mod properties;
+mod ranges;
 mod store;

@@ -58,7 +58,7 @@ struct Piece {
 }
 
 /// Sizes at and around the borders of chunks and full subtrees.
-fn size(branches: u32, size_max: usize) -> impl Strategy<Value = usize> {
+pub fn size(branches: u32, size_max: usize) -> impl Strategy<Value = usize> + use<> {
     let chunk = branches as usize * 32;
     let full =
         (0..8u32).prop_map(move |level| chunk.saturating_mul((branches as usize).pow(level)));
