@@ -7,7 +7,7 @@ use super::{SMALL, commit, new_disk, scan};
 use crate::meta::{Cookie, Ino, Key, KeyRange, Meta};
 
 const NAMES: u64 = 300;
-const ROUNDS: u64 = 150;
+const ROUNDS: u64 = 80;
 
 fn key(number: u64) -> Key<'static> {
     Key::Name { dir: Ino(1), cookie: Cookie(256 * (number + 1)) }
@@ -86,7 +86,7 @@ fn readers_see_every_entry_at_every_moment() {
 /// Nothing is put twice, so what gets lost on its way down stays lost.
 #[test]
 fn what_is_put_once_stays() {
-    const COUNT: u64 = 6000;
+    const COUNT: u64 = 4000;
     let disk = new_disk();
     let meta = Meta::open(disk.clone(), SMALL).unwrap();
     let put_so_far = AtomicU64::new(0);
@@ -138,7 +138,7 @@ fn a_cut_never_parts_what_one_hold_put() {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            for round in 0..20_000u64 {
+            for round in 0..5_000u64 {
                 let group = meta.enter();
                 group.put(&Key::Inode(Ino(1)), round.to_le_bytes().to_vec());
                 group.put(&Key::Inode(Ino(2)), round.to_le_bytes().to_vec());
