@@ -191,7 +191,9 @@ impl Meta {
         }
         let _one = self.take_in.lock();
         match ask() {
-            Err(Error::PreviousFailure) => self.rescue()?,
+            Err(Error::PreviousFailure | Error::Closed) if self.layers.read().view.is_some() => {
+                self.rescue()?;
+            }
             answer => return answer,
         }
         ask()
@@ -263,14 +265,12 @@ impl Meta {
     ///
     /// From then on the group cannot be amended. There must be a committing group.
     pub fn record(&self) -> Vec<u8> {
-        let part = {
-            let mut layers = self.layers.write();
-            let Some(committing) = &mut layers.committing else {
-                panic!("a record without a committing group");
-            };
+        let part = self.layers.write().committing.as_mut().map(|committing| {
             committing.is_recorded = true;
             committing.part.clone()
-        };
+        });
+        assert!(part.is_some(), "a record without a committing group");
+        let part = part.unwrap_or_default();
         record::encode(&part.entries())
     }
 
@@ -281,10 +281,9 @@ impl Meta {
         let part = {
             let layers = self.layers.read();
             assert!(layers.filled_to.sequence < position.sequence, "records are in order");
-            match &layers.committing {
-                Some(committing) if committing.is_recorded => committing.part.clone(),
-                _ => panic!("a group became durable without its record"),
-            }
+            let recorded = layers.committing.as_ref().filter(|committing| committing.is_recorded);
+            assert!(recorded.is_some(), "a group became durable without its record");
+            recorded.map(|committing| committing.part.clone()).unwrap_or_default()
         };
         self.fill(&part, position, |layers| layers.committing = None);
     }

@@ -38,7 +38,9 @@ impl History {
     fn step(&mut self, meta: &Meta) {
         let sequence = self.models.len() as u64;
         let mut model = self.models.last().unwrap().clone();
-        for number in (0..KEYS).filter(|n| (n * 7 + sequence * 5 + testing::seed()) % 3 == 0) {
+        for number in
+            (0..KEYS).filter(|n| (n * 7 + sequence * 5 + testing::seed()).is_multiple_of(3))
+        {
             let key = Key::Inode(Ino(number));
             if (number + sequence).is_multiple_of(4) {
                 meta.enter().delete(&key);
@@ -194,6 +196,9 @@ fn a_failed_read_fails_once() {
     let stop = &mut |_: &[u8], _: &[u8]| ControlFlow::Break(());
     let failed = meta.scan(KeyRange::all(), stop);
     assert!(matches!(failed, Err(Error::Io { .. })), "{failed:?}");
+    // And once more while the file is opened anew.
+    sim.fail_call(1, libc::EIO, CallKind::Read);
+    assert!(matches!(meta.scan(KeyRange::all(), stop), Err(Error::Io { .. })));
     history.check_content(&meta, 1);
     history.step(&meta);
     meta.close().unwrap();

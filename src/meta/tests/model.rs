@@ -319,3 +319,44 @@ fn a_missing_or_empty_checkpoint_is_told() {
     let created = Meta::create(&disk);
     assert!(matches!(created, Err(Error::Io { .. })), "{created:?}");
 }
+
+#[test]
+fn a_scan_takes_values_of_any_size() {
+    let meta = Meta::open(new_disk(), SMALL).unwrap();
+    let value = |n: u64| vec![n as u8; if n.is_multiple_of(3) { 200_000 } else { n as usize }];
+    (0..60).for_each(|n| put(&meta, &Key::Inode(Ino(n)), &value(n)));
+    commit(&meta, &mut Vec::new());
+    meta.take_in().unwrap();
+    let found = scan(&meta, KeyRange::all());
+    assert_eq!(found.len(), 60);
+    for (n, (key, found)) in (0..).zip(found) {
+        assert!(key == Key::Inode(Ino(n)).encode() && found == value(n));
+    }
+}
+
+#[test]
+#[should_panic(expected = "a cut while a group is still committing")]
+fn two_groups_cannot_be_committing() {
+    let meta = Meta::open(new_disk(), SMALL).unwrap();
+    meta.cut(true, |_| ());
+    meta.cut(true, |_| ());
+}
+
+#[test]
+#[should_panic(expected = "changed after its record was made")]
+fn a_recorded_group_cannot_be_amended() {
+    let meta = Meta::open(new_disk(), SMALL).unwrap();
+    let (group, ()) = meta.cut(true, |_| ()).unwrap();
+    meta.amend(group, &Key::Counters, None);
+    meta.record();
+    meta.amend(group, &Key::Counters, None);
+}
+
+#[test]
+#[should_panic(expected = "neither open nor committing")]
+fn a_durable_group_cannot_be_amended() {
+    let meta = Meta::open(new_disk(), SMALL).unwrap();
+    let group = meta.enter().id();
+    commit(&meta, &mut Vec::new());
+    meta.amend(group, &Key::Counters, None);
+}
