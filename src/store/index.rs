@@ -321,7 +321,8 @@ impl Index {
             return Ok(());
         };
         let head = RunHead { entries: sum, from: oldest.head.from, ..newest.head };
-        let mut readers: Vec<RunReader<'_>> = merged.iter().map(|run| RunReader::new(run)).collect();
+        let mut readers: Vec<RunReader<'_>> =
+            merged.iter().map(|run| RunReader::new(run)).collect();
         let mut heads = Vec::new();
         for reader in &mut readers {
             heads.push(reader.next().map_err(RunError::Io)?);

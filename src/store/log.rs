@@ -106,7 +106,8 @@ impl Log {
     /// Appends the commit record of `entries`; returns the file to sync and where it ends.
     pub fn record(&mut self, entries: &[u8]) -> Result<(Arc<dyn DiskFile>, LogPosition), LogError> {
         let list_bytes_max = pack::PACK_HEADER_BYTES + 8 * 64;
-        let bytes_max = self.pack_bytes_max.saturating_sub(list_bytes_max + FRAME_HEAD_BYTES as u64);
+        let bytes_max =
+            self.pack_bytes_max.saturating_sub(list_bytes_max + FRAME_HEAD_BYTES as u64);
         if entries.len() as u64 > bytes_max {
             return Err(LogError::TooLarge { bytes: entries.len() as u64, bytes_max });
         }

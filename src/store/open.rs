@@ -29,9 +29,7 @@ use super::pack::{
 use super::pipeline::Pipeline;
 use super::reader::Lookup;
 use super::record::{RecordHead, run_on};
-use super::{
-    Error, FILES_MAX, Finding, Inner, Location, LogPosition, Options, Record, Result,
-};
+use super::{Error, FILES_MAX, Finding, Inner, Location, LogPosition, Options, Record, Result};
 use crate::chunk::Profile;
 use crate::sys::{Access, Disk};
 
@@ -177,6 +175,9 @@ impl Recovery {
         let first = self.listing.numbers.partition_point(|number| *number < self.from.pack);
         for number in self.listing.numbers.iter().skip(first) {
             let file = self.pack_file(*number)?;
+            if file.is_empty() {
+                continue;
+            }
             let at_from = self.from.sequence > 0 && *number == self.from.pack;
             let start = if at_from { self.from.offset } else { 0 };
             let dropped = file.file.drop_cached(start, file.len.saturating_sub(start));
@@ -220,8 +221,7 @@ impl Recovery {
 
     /// Returns which frame of the tail is the last commit record; `None` when that is `from`.
     fn choose(&self, tail: &Tail) -> Result<Option<usize>> {
-        let mut records =
-            (0..tail.frames.len()).rev().filter(|at| position(tail, *at).is_some());
+        let mut records = (0..tail.frames.len()).rev().filter(|at| position(tail, *at).is_some());
         let Some(last) = records.next() else {
             return Ok(None);
         };
@@ -274,11 +274,14 @@ impl Recovery {
                 break;
             }
             named.extend(&head.begun);
+            named.extend((self.from.pack <= head.previous_pack).then_some(head.previous_pack));
             if group_of(tail, at, head).is_none() {
                 self.findings.push(Finding::GroupDamaged { sequence: head.sequence });
             }
         }
-        for pack in named {
+        named.sort_unstable();
+        named.dedup();
+        for pack in named.into_iter().filter(|pack| 0 < *pack) {
             self.listing.number_max = self.listing.number_max.max(pack);
             if self.listing.numbers.binary_search(&pack).is_err() {
                 self.findings.push(Finding::PackMissing { pack });
@@ -461,7 +464,8 @@ fn complete(
     for number in numbers.iter().filter(|number| covered.pack <= **number) {
         let pack_end = if *number == end.pack { end.offset } else { u64::MAX };
         let file = open_pack(&*inner.disk, inner.life(*number))?;
-        if file.header().map_err(Error::io("read a pack"))? == PackHeader::Good(PackKind::Aux) {
+        let header = file.header().map_err(Error::io("read a pack"))?;
+        if file.is_empty() || header == PackHeader::Good(PackKind::Aux) {
             continue;
         }
         let (frames, gaps) = file.frames(pack_end).map_err(Error::io("read a pack"))?;
@@ -494,12 +498,7 @@ fn complete(
 }
 
 /// Enters the chunks of a frame into the index: tree chunks only with all their children.
-fn enter(
-    inner: &Inner,
-    file: &PackFile,
-    found: &Found,
-    findings: &mut Vec<Finding>,
-) -> Result<()> {
+fn enter(inner: &Inner, file: &PackFile, found: &Found, findings: &mut Vec<Finding>) -> Result<()> {
     let header = &found.header;
     if !matches!(header.kind, Kind::Data | Kind::Tree) {
         return Ok(());
@@ -538,4 +537,3 @@ fn is_closed(inner: &Inner, entry: &Entry, payload: &[u8]) -> Result<bool> {
     }
     Ok(true)
 }
-

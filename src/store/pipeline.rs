@@ -222,7 +222,11 @@ impl Inner {
     ///
     /// `seen` says how many candidates the index had for each: with more of them now, a chunk may
     /// have got there meanwhile, and its position is returned to be looked up once more.
-    pub(super) fn add_data(&self, chunks: &[(Address, &[u8])], seen: &[usize]) -> Result<Vec<usize>> {
+    pub(super) fn add_data(
+        &self,
+        chunks: &[(Address, &[u8])],
+        seen: &[usize],
+    ) -> Result<Vec<usize>> {
         self.wait_for_room()?;
         let mut jobs = Vec::new();
         let mut again = Vec::new();
@@ -335,7 +339,11 @@ impl Inner {
     /// Appends all frames that have their turn, unless somebody else does already.
     ///
     /// On a full disk it stops; only with `retry` it tries again after that.
-    fn drain<'a>(&'a self, mut tail: MutexGuard<'a, Tail>, retry: bool) -> Result<MutexGuard<'a, Tail>> {
+    fn drain<'a>(
+        &'a self,
+        mut tail: MutexGuard<'a, Tail>,
+        retry: bool,
+    ) -> Result<MutexGuard<'a, Tail>> {
         if tail.busy {
             return Ok(tail);
         }
@@ -435,10 +443,11 @@ impl Inner {
     /// Appends a commit record between two frames, and syncs it.
     pub(super) fn append_record(&self, entries: &[u8]) -> Result<super::LogPosition> {
         let mut tail = self.pipeline.tail.lock();
+        self.pipeline.check()?;
         while tail.busy {
             self.pipeline.moved.wait(&mut tail);
+            self.pipeline.check()?;
         }
-        self.pipeline.check()?;
         tail.busy = true;
         drop(tail);
         let mark = self.index.mark();
@@ -450,7 +459,9 @@ impl Inner {
         let _ = self.drain(tail, false);
         let (file, position) = appended?;
         if let Err(source) = file.sync() {
-            return Err(self.pipeline.set_poison(&format!("cannot sync a commit record: {source}")));
+            return Err(self
+                .pipeline
+                .set_poison(&format!("cannot sync a commit record: {source}")));
         }
         self.pipeline.check()?;
         self.index.committed(mark, position);

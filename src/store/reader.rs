@@ -136,7 +136,8 @@ impl Inner {
         if matches!(first, Lookup::Found(..)) || !runs {
             return Ok(first);
         }
-        let candidates = self.index.run_candidates(address).map_err(|error| self.run_failed(error))?;
+        let candidates =
+            self.index.run_candidates(address).map_err(|error| self.run_failed(error))?;
         match self.confirm(address, &candidates)? {
             Lookup::Unknown => Ok(first),
             second => Ok(second),
@@ -231,7 +232,12 @@ impl Inner {
     }
 
     /// Returns a chunk from its frame, verified; a second try goes past the page cache.
-    fn verified(&self, address: &Address, at: Location, header: &Arc<Header>) -> Result<(Entry, Bytes)> {
+    fn verified(
+        &self,
+        address: &Address,
+        at: Location,
+        header: &Arc<Header>,
+    ) -> Result<(Entry, Bytes)> {
         let cached = self.frames.get(&at.frame());
         for attempt in 0..2 {
             let frame = match (&cached, attempt) {
@@ -250,11 +256,18 @@ impl Inner {
     }
 
     fn matches(&self, address: &Address, entry: &Entry, bytes: &[u8]) -> bool {
-        entry.hashed(bytes).is_some_and(|hashed| self.profile.address(entry.span, hashed) == *address)
+        entry
+            .hashed(bytes)
+            .is_some_and(|hashed| self.profile.address(entry.span, hashed) == *address)
     }
 
     /// Reads one frame into the cache; `None` when it cannot be decoded.
-    fn load(&self, at: Location, header: &Arc<Header>, fresh: bool) -> Result<Option<Arc<CachedFrame>>> {
+    fn load(
+        &self,
+        at: Location,
+        header: &Arc<Header>,
+        fresh: bool,
+    ) -> Result<Option<Arc<CachedFrame>>> {
         let Some(file) = self.file(at.pack).map_err(Error::io("open a pack"))? else {
             return Ok(None);
         };
@@ -268,7 +281,12 @@ impl Inner {
         Ok(self.keep_frame(at, header, stored))
     }
 
-    fn keep_frame(&self, at: Location, header: &Arc<Header>, stored: Vec<u8>) -> Option<Arc<CachedFrame>> {
+    fn keep_frame(
+        &self,
+        at: Location,
+        header: &Arc<Header>,
+        stored: Vec<u8>,
+    ) -> Option<Arc<CachedFrame>> {
         let payload = decode_payload(header, stored)?;
         let weight = payload.len() as u64 + header.memory_bytes();
         let frame = Arc::new(CachedFrame::new(Arc::clone(header), payload));
@@ -306,8 +324,7 @@ impl Inner {
 
     /// Reads what lies close together, with one call when more than one frame is not cached.
     fn read_reach(&self, reach: &[Wanted], each: &mut dyn FnMut(usize, &[u8])) -> Result<()> {
-        let groups: Vec<&[Wanted]> =
-            reach.chunk_by(|a, b| a.at.frame() == b.at.frame()).collect();
+        let groups: Vec<&[Wanted]> = reach.chunk_by(|a, b| a.at.frame() == b.at.frame()).collect();
         let mut frames: Vec<Option<Arc<CachedFrame>>> = groups
             .iter()
             .map(|group| group.first().and_then(|wanted| self.frames.get(&wanted.at.frame())))
@@ -414,7 +431,8 @@ fn reaches(wanted: &[Wanted]) -> Vec<&[Wanted]> {
             let one_end = one.at.offset + one.header.frame_bytes();
             let close = one.at.pack == first.at.pack
                 && one.at.offset <= end + GAP_BYTES_MAX
-                && (one_end - first.at.offset <= READ_BYTES_MAX || one.at.offset == first.at.offset);
+                && (one_end - first.at.offset <= READ_BYTES_MAX
+                    || one.at.offset == first.at.offset);
             end = end.max(one_end);
             close
         };

@@ -115,8 +115,7 @@ fn seal_block(block: &mut Vec<u8>) {
 }
 
 fn is_sound(block: &[u8]) -> bool {
-    block.len() == BLOCK_BYTES
-        && block.get(..CRC_AT).map(crc32c::crc32c) == u32_at(block, CRC_AT)
+    block.len() == BLOCK_BYTES && block.get(..CRC_AT).map(crc32c::crc32c) == u32_at(block, CRC_AT)
 }
 
 /// A run that is open.
