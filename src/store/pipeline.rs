@@ -456,7 +456,7 @@ impl Inner {
         tail.busy = false;
         self.pipeline.moved.notify_all();
         // Frames that came meanwhile; their failure is for those who put them.
-        let _ = self.drain(tail, false);
+        drop(self.drain(tail, false));
         let (file, position) = appended?;
         if let Err(source) = file.sync() {
             return Err(self
