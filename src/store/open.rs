@@ -232,6 +232,9 @@ impl Recovery {
     }
 
     /// Whether the frames that a record vouches for are there, with sound payloads.
+    ///
+    /// Payloads in earlier packs need no reading: those packs were synced before the record was
+    /// written.
     fn group_is_whole(&self, tail: &Tail, record_at: usize) -> Result<bool> {
         let Some((record, head)) = record_with_head(tail, record_at) else {
             return Ok(false);
@@ -239,7 +242,8 @@ impl Recovery {
         let Some(group) = group_of(tail, record_at, head) else {
             return Ok(false);
         };
-        for light in group.iter().chain([record]) {
+        let unsynced = group.iter().filter(|light| light.pack == record.pack);
+        for light in unsynced.chain([record]) {
             let file = self.pack_file(light.pack)?;
             let action = "read the end of the log";
             let At::Frame(found) = file.at(light.offset).map_err(Error::io(action))? else {

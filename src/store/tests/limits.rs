@@ -155,3 +155,20 @@ fn slots_take_no_more_memory_than_they_may() {
     }
     assert_eq!(index.totals().chunks, 60_000);
 }
+
+#[test]
+fn packs_of_records_alone_get_a_run_too() {
+    let disk = new_disk();
+    let store = open(&disk).store;
+    put(&store, 1).unwrap();
+    for _ in 0..30 {
+        commit(&store, &[0; 20_000]).unwrap();
+        store.save_index().unwrap();
+    }
+    let runs = disk.read_dir(run::INDEX_DIR).unwrap();
+    assert_eq!(runs.len(), 2, "one with the chunk, and one without any");
+    let Opened { store, findings, .. } = open(&disk);
+    assert_eq!(findings, []);
+    assert_reads(&store, [1]);
+    assert_eq!(store.stats().chunks, 1);
+}
