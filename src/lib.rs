@@ -3,7 +3,10 @@
 //! The modules are layers: each may use only those above it in the table of `ARCHITECTURE.md`,
 //! which says what each owns; a test keeps the imports one-way.
 
+pub mod check;
 pub mod chunk;
+pub mod cli;
+pub mod fuse;
 pub mod hash;
 pub mod meta;
 pub mod pyramid;

@@ -28,6 +28,8 @@ const SHARDS: usize = 16;
 const SLOT_BYTES: u64 = 13;
 /// With more runs than this, runs are merged.
 const RUNS_MAX: usize = 8;
+/// After so many packs without a chunk a run without entries says that they have none.
+const EMPTY_PACKS_MAX: u64 = 16;
 
 /// Fingerprint, then the location's low and high half: 12 bytes without padding.
 type Slot = [u32; 3];
@@ -259,7 +261,8 @@ impl Index {
             };
             (entries, head)
         };
-        if entries.is_empty() {
+        // Records alone need a run only when many packs are full of them.
+        if entries.is_empty() && head.to.pack < head.from.0 + EMPTY_PACKS_MAX {
             return Ok(());
         }
         entries.sort_unstable();

@@ -19,6 +19,9 @@ use super::pack::{self, PACK_HEADER_BYTES, PACKS_DIR, PackKind};
 use super::record::{RECORD_PACKS_MAX, RecordHead, run_on};
 use crate::sys::{Access, Disk, DiskFile};
 
+/// What a pack has beside the entries of a record that fills it, with some packs begun in its group.
+const RECORD_OVERHEAD_BYTES: u64 = 1024;
+
 /// Why something could not be appended.
 #[derive(Debug)]
 pub enum LogError {
@@ -105,9 +108,7 @@ impl Log {
 
     /// Appends the commit record of `entries`; returns the file to sync and where it ends.
     pub fn record(&mut self, entries: &[u8]) -> Result<(Arc<dyn DiskFile>, LogPosition), LogError> {
-        let list_bytes_max = pack::PACK_HEADER_BYTES + 8 * 64;
-        let bytes_max =
-            self.pack_bytes_max.saturating_sub(list_bytes_max + FRAME_HEAD_BYTES as u64);
+        let bytes_max = self.pack_bytes_max.saturating_sub(RECORD_OVERHEAD_BYTES);
         if entries.len() as u64 > bytes_max {
             return Err(LogError::TooLarge { bytes: entries.len() as u64, bytes_max });
         }
@@ -192,6 +193,10 @@ impl Log {
     fn begin(&mut self) -> Result<OpenPack, LogError> {
         if self.head.begun.len() >= RECORD_PACKS_MAX {
             let text = "too many packs in one group";
+            return Err(fatal("begin a pack")(io::Error::other(text)));
+        }
+        if self.next_number >= 1 << 28 {
+            let text = "all numbers of packs are used up";
             return Err(fatal("begin a pack")(io::Error::other(text)));
         }
         // A number is used up by trying, so a name left behind by a failure is never met again.

@@ -175,6 +175,9 @@ impl Recovery {
         let first = self.listing.numbers.partition_point(|number| *number < self.from.pack);
         for number in self.listing.numbers.iter().skip(first) {
             let file = self.pack_file(*number)?;
+            if file.is_empty() {
+                continue;
+            }
             let at_from = self.from.sequence > 0 && *number == self.from.pack;
             let start = if at_from { self.from.offset } else { 0 };
             let dropped = file.file.drop_cached(start, file.len.saturating_sub(start));
@@ -229,6 +232,9 @@ impl Recovery {
     }
 
     /// Whether the frames that a record vouches for are there, with sound payloads.
+    ///
+    /// Payloads in earlier packs need no reading: those packs were synced before the record was
+    /// written.
     fn group_is_whole(&self, tail: &Tail, record_at: usize) -> Result<bool> {
         let Some((record, head)) = record_with_head(tail, record_at) else {
             return Ok(false);
@@ -236,7 +242,8 @@ impl Recovery {
         let Some(group) = group_of(tail, record_at, head) else {
             return Ok(false);
         };
-        for light in group.iter().chain([record]) {
+        let unsynced = group.iter().filter(|light| light.pack == record.pack);
+        for light in unsynced.chain([record]) {
             let file = self.pack_file(light.pack)?;
             let action = "read the end of the log";
             let At::Frame(found) = file.at(light.offset).map_err(Error::io(action))? else {
@@ -271,11 +278,14 @@ impl Recovery {
                 break;
             }
             named.extend(&head.begun);
+            named.extend((self.from.pack <= head.previous_pack).then_some(head.previous_pack));
             if group_of(tail, at, head).is_none() {
                 self.findings.push(Finding::GroupDamaged { sequence: head.sequence });
             }
         }
-        for pack in named {
+        named.sort_unstable();
+        named.dedup();
+        for pack in named.into_iter().filter(|pack| 0 < *pack) {
             self.listing.number_max = self.listing.number_max.max(pack);
             if self.listing.numbers.binary_search(&pack).is_err() {
                 self.findings.push(Finding::PackMissing { pack });
@@ -458,7 +468,8 @@ fn complete(
     for number in numbers.iter().filter(|number| covered.pack <= **number) {
         let pack_end = if *number == end.pack { end.offset } else { u64::MAX };
         let file = open_pack(&*inner.disk, inner.life(*number))?;
-        if file.header().map_err(Error::io("read a pack"))? == PackHeader::Good(PackKind::Aux) {
+        let header = file.header().map_err(Error::io("read a pack"))?;
+        if file.is_empty() || header == PackHeader::Good(PackKind::Aux) {
             continue;
         }
         let (frames, gaps) = file.frames(pack_end).map_err(Error::io("read a pack"))?;

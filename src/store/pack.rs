@@ -206,6 +206,11 @@ impl PackFile {
         Ok(PackFile { file, len, life })
     }
 
+    /// Whether it has no frames, as when the disk was full when it was begun.
+    pub fn is_empty(&self) -> bool {
+        self.len <= PACK_HEADER_BYTES
+    }
+
     /// Reads the pack's header.
     pub fn header(&self) -> io::Result<PackHeader> {
         Ok(decode_header(&read(&*self.file, 0, PACK_HEADER_BYTES as usize)?, self.life))

@@ -443,10 +443,11 @@ impl Inner {
     /// Appends a commit record between two frames, and syncs it.
     pub(super) fn append_record(&self, entries: &[u8]) -> Result<super::LogPosition> {
         let mut tail = self.pipeline.tail.lock();
+        self.pipeline.check()?;
         while tail.busy {
             self.pipeline.moved.wait(&mut tail);
+            self.pipeline.check()?;
         }
-        self.pipeline.check()?;
         tail.busy = true;
         drop(tail);
         let mark = self.index.mark();
@@ -455,7 +456,7 @@ impl Inner {
         tail.busy = false;
         self.pipeline.moved.notify_all();
         // Frames that came meanwhile; their failure is for those who put them.
-        let _ = self.drain(tail, false);
+        drop(self.drain(tail, false));
         let (file, position) = appended?;
         if let Err(source) = file.sync() {
             return Err(self

@@ -169,7 +169,8 @@ impl Inner {
     /// Puts a tree chunk unless it is stored.
     pub(super) fn put_tree(&self, address: Address, tree: Tree) -> Result<()> {
         assert_eq!(tree.children.len(), tree.filled.len(), "a count for each child");
-        assert!(!tree.children.is_empty(), "a tree chunk has children");
+        let children = tree.children.len();
+        assert!(0 < children && children <= usize::from(u16::MAX), "a tree chunk has children");
         loop {
             let candidates = self.index.candidates(&address);
             if matches!(self.confirm(&address, &candidates)?, Lookup::Found(..)) {

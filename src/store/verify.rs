@@ -94,6 +94,9 @@ impl Check<'_> {
     fn pack(&mut self, end: u64, is_open: bool, step: Step<'_>) -> Walk<()> {
         let pack = self.file.life.pack;
         let read = Error::io("read a pack");
+        if self.file.is_empty() {
+            return Ok(());
+        }
         match self.file.header().map_err(&read)? {
             PackHeader::Good(_) => {}
             PackHeader::Newer(version) => return Err(Error::Newer { pack, version }.into()),

@@ -152,3 +152,43 @@ fn threads_that_put_the_same_chunks_store_them_once() {
     assert_eq!(sequences, (1..=17).collect::<Vec<u64>>());
     assert_reads(&store, 0..150);
 }
+
+#[test]
+fn the_empty_chunk_is_a_chunk() {
+    let disk = new_disk();
+    let store = open(&disk).store;
+    let empty = Profile::DEFAULT.address(0, &[]);
+    store.put_data(&[(empty, &[])]).unwrap();
+    assert!(store.data(&empty).unwrap().is_empty());
+    commit(&store, b"").unwrap();
+    put(&store, 1).unwrap();
+    store.put_data(&[(empty, &[])]).unwrap();
+    commit(&store, b"").unwrap();
+    let store = open(&disk).store;
+    assert!(store.data(&empty).unwrap().is_empty());
+    assert_eq!(store.stats().chunks, 2);
+}
+
+/// The index keeps a few bytes of an address; the frame's list has the last word.
+#[test]
+fn addresses_with_the_same_beginning_are_told_apart() {
+    let disk = new_disk();
+    let store = open(&disk).store;
+    let address = put(&store, 1).unwrap();
+    let mut other = address;
+    other.0[31] ^= 1;
+    for tree in [false, true] {
+        commit(&store, b"").unwrap();
+        store.save_index().unwrap();
+        assert!(!store.contains(&other).unwrap());
+        assert!(matches!(store.data(&other), Err(Error::Missing { .. })));
+        if tree {
+            let tree = Tree { span: 5000, children: vec![address], filled: vec![1] };
+            store.put_tree(other, tree).unwrap();
+        }
+    }
+    assert!(store.contains(&other).unwrap());
+    assert_reads(&store, [1]);
+    assert!(matches!(store.data(&other), Err(Error::Missing { .. })), "it is a tree chunk");
+    assert!(store.tree(&address).is_err(), "it is a data chunk");
+}

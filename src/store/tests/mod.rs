@@ -6,6 +6,7 @@ mod basic;
 mod codec;
 mod crash;
 mod damage;
+mod format;
 mod limits;
 mod model;
 
