@@ -57,7 +57,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
             progress.update(step.done_bytes, step.total_bytes, step.what);
         },
     )
-    .map_err(|source| Error::Volume { path: path.clone(), source })?;
+    .map_err(|error| Error::Volume { path: path.clone(), error })?;
     drop(progress);
     print(&report, arguments.json).map_err(Error::Print)?;
     Ok(if report.findings.is_empty() { FINE } else { FINDINGS })
@@ -69,8 +69,8 @@ fn lock(disk: &Arc<dyn Disk>, path: &Path) -> Result<Option<Box<dyn DiskLock>>, 
     if let Err(source) = disk.open("superblock", Access::Read) {
         let path_text = path.display().to_string();
         return Err(if source.kind() == io::ErrorKind::NotFound {
-            let source = volume::Error::NoVolume { path: path_text };
-            Error::Volume { path: path.to_owned(), source }
+            let error = volume::Error::NoVolume { path: path_text };
+            Error::Volume { path: path.to_owned(), error }
         } else {
             Error::Path { action: "open", path: path.join("superblock"), source }
         });

@@ -29,6 +29,8 @@ use crate::volume::{self, CreateOptions, OpenOptions, Volume};
 const CLOSING_WAIT: Duration = Duration::from_secs(60);
 /// How often to look whether it has closed.
 const CLOSING_STEP: Duration = Duration::from_millis(50);
+/// The file of the lock.
+const LOCK: &str = "lock";
 /// What the note of the lock says then.
 const CLOSING: &str = "closing";
 /// After a signal: how long the kernel may take to hand over what it holds.
@@ -59,7 +61,7 @@ pub fn serve(arguments: &Arguments, ready: impl FnOnce() -> io::Result<()>) -> O
     let mountpoint = place::prepare_mountpoint(&arguments.mountpoint, &path)?;
     let volume = open(&path, &options, arguments.create)?;
     for finding in volume.findings() {
-        tracing::warn!("{}: {finding}", path.display());
+        tracing::warn!("{}: {finding:?}", path.display());
     }
     let outcome = run(&volume, &path, &settings(&path, mountpoint, &options), signals, ready);
     // After an error of the mount the volume is still open.
@@ -94,13 +96,13 @@ fn run(
         }
     };
     watch_signals(signals, &mounted, volume, sender.clone());
-    tracing::info!("{} is mounted on {}", path.display(), settings.mountpoint.display());
     // The working directory would keep another filesystem busy.
     let _ = std::env::set_current_dir("/");
     if let Err(error) = ready() {
         tracing::error!("nobody waits for this mount: {error}");
         end(&mounted, volume, &sender);
     }
+    tracing::info!("{} is mounted on {}", path.display(), settings.mountpoint.display());
     wait(&events, volume);
     Ok(close(volume, path, server.as_ref()))
 }
@@ -116,11 +118,11 @@ fn open(path: &Path, options: &Options, create: bool) -> Result<Arc<Volume>, Err
             Err(error) => error,
         };
         match &error {
-            Error::Volume { source: volume::Error::NoVolume { .. }, .. } if may_create => {
+            Error::Volume { error: volume::Error::NoVolume { .. }, .. } if may_create => {
                 may_create = false;
                 mkfs::make(path, &CreateOptions::default())?;
             }
-            Error::Volume { source: volume::Error::InUse, .. }
+            Error::Volume { error: volume::Error::InUse, .. }
                 if clock.monotonic() < deadline && is_closing(path) =>
             {
                 thread::sleep(CLOSING_STEP);
@@ -133,7 +135,7 @@ fn open(path: &Path, options: &Options, create: bool) -> Result<Arc<Volume>, Err
 /// Whether the holder of the lock says that it is closing. An empty note counts as well: the lock
 /// changes hands between two looks.
 fn is_closing(path: &Path) -> bool {
-    read_note(path).is_ok_and(|note| note.trim().is_empty() || note.contains(CLOSING))
+    read_note(path, LOCK).is_ok_and(|note| note.trim().is_empty() || note.contains(CLOSING))
 }
 
 fn try_open(path: &Path, options: &Options, clock: &Arc<RealClock>) -> Result<Arc<Volume>, Error> {
@@ -151,7 +153,7 @@ fn try_open(path: &Path, options: &Options, clock: &Arc<RealClock>) -> Result<Ar
     let disk = place::disk(path)?;
     let disk: Arc<dyn Disk> = if read_only { Arc::new(OverlayDisk::new(disk)) } else { disk };
     Volume::open(disk, Arc::clone(clock) as Arc<dyn Clock>, open)
-        .map_err(|source| Error::Volume { path: path.to_owned(), source })
+        .map_err(|error| Error::Volume { path: path.to_owned(), error })
 }
 
 fn settings(path: &Path, mountpoint: PathBuf, options: &Options) -> Settings {

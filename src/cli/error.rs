@@ -9,9 +9,9 @@ use crate::volume;
 /// Errors of the commands. All end with exit code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An operation on a volume failed.
-    #[error("{}", advise(path, source))]
-    Volume { path: PathBuf, source: volume::Error },
+    /// An operation on a volume failed. The line has all causes in it already.
+    #[error("{}", advise(path, error))]
+    Volume { path: PathBuf, error: volume::Error },
     /// A path of the command line cannot be used.
     #[error("cannot {action} {}: {source}", path.display())]
     Path { action: &'static str, path: PathBuf, source: io::Error },
@@ -74,6 +74,9 @@ pub enum Error {
     /// Reading or hashing failed.
     #[error("cannot hash {}: {source}", path.display())]
     Hash { path: PathBuf, source: io::Error },
+    /// The words of the command line make no sense.
+    #[error("{0}; see 'pyramidfs --help'")]
+    Usage(String),
     /// Standard output is gone.
     #[error("cannot print: {0}")]
     Print(io::Error),
@@ -123,14 +126,14 @@ mod tests {
 
     #[test]
     fn a_line_says_what_to_do() {
-        let error = Error::Volume { path: PathBuf::from("/v"), source: volume::Error::InUse };
+        let error = Error::Volume { path: PathBuf::from("/v"), error: volume::Error::InUse };
         assert_eq!(error.line().lines().count(), 1);
         assert!(error.line().contains("unmount"), "{}", error.line());
         let full = volume::Error::Io {
             action: "write",
             source: io::Error::from_raw_os_error(libc::ENOSPC),
         };
-        let error = Error::Volume { path: PathBuf::from("/v"), source: full };
+        let error = Error::Volume { path: PathBuf::from("/v"), error: full };
         assert!(error.line().contains("no space left"), "{}", error.line());
     }
 }

@@ -93,7 +93,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let mut reader = Counted { inner, done: 0, total, progress: Progress::start(true) };
     let root = match Pyramid::new(profile).split(&Nowhere, &mut reader) {
         Ok(root) => root,
-        Err(SplitError::Read(source)) => return Err(failed(source)),
+        Err(SplitError::Reader(source)) => return Err(failed(source)),
         Err(error) => return Err(failed(io::Error::other(error))),
     };
     drop(reader);

@@ -84,7 +84,7 @@ pub fn make(path: &Path, options: &CreateOptions) -> Result<(), Error> {
     let made = make_directory(path)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(path).map_err(failed("open"))?);
     let entries = disk.read_dir("").map_err(failed("read"))?;
-    let of_volume = |source| Error::Volume { path: path.to_owned(), source };
+    let of_volume = |error| Error::Volume { path: path.to_owned(), error };
     if entries.iter().any(|entry| entry.name == SUPERBLOCK) {
         return Err(of_volume(volume::Error::AlreadyAVolume));
     }

@@ -22,6 +22,7 @@ mod umount;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use error::Error;
@@ -32,6 +33,9 @@ const FINE: u8 = 0;
 const FINDINGS: u8 = 1;
 /// The command could not do its work.
 const FAILED: u8 = 2;
+
+/// Without any word the parser shows the help; its exit code is 2.
+const HELP_FOR_NOTHING: ErrorKind = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 
 /// A read/write filesystem that stores equal content once.
 #[derive(Debug, Parser)]
@@ -61,16 +65,13 @@ enum Command {
 
 /// Runs the program with its own arguments.
 pub fn run() -> ExitCode {
-    let command = Arguments::parse_from(log::arguments()).command;
-    log::start(matches!(command, Command::Mount(_)));
-    let result = match &command {
-        Command::Mkfs(arguments) => mkfs::run(arguments),
-        Command::Mount(arguments) => mount::run(arguments),
-        Command::Umount(arguments) => umount::run(arguments),
-        Command::Sync(arguments) => sync::run(arguments),
-        Command::Status(arguments) => status::run(arguments),
-        Command::Check(arguments) => check::run(arguments),
-        Command::Hash(arguments) => hash::run(arguments),
+    let result = match Arguments::try_parse_from(log::arguments()) {
+        Ok(arguments) => dispatch(&arguments.command),
+        Err(error) if error.use_stderr() && error.kind() != HELP_FOR_NOTHING => {
+            Err(Error::Usage(one_line(&error.to_string())))
+        }
+        // Help and the version, which are no errors.
+        Err(error) => error.exit(),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -78,6 +79,26 @@ pub fn run() -> ExitCode {
             eprintln!("pyramidfs: {}", error.line());
             ExitCode::from(FAILED)
         }
+    }
+}
+
+/// What the parser says first, without the usage behind it.
+fn one_line(text: &str) -> String {
+    let first = text.lines().take_while(|line| !line.trim().is_empty());
+    let words = first.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
+    words.strip_prefix("error: ").unwrap_or(&words).to_owned()
+}
+
+fn dispatch(command: &Command) -> Outcome {
+    log::start(matches!(command, Command::Mount(_)));
+    match command {
+        Command::Mkfs(arguments) => mkfs::run(arguments),
+        Command::Mount(arguments) => mount::run(arguments),
+        Command::Umount(arguments) => umount::run(arguments),
+        Command::Sync(arguments) => sync::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
+        Command::Check(arguments) => check::run(arguments),
+        Command::Hash(arguments) => hash::run(arguments),
     }
 }
 
@@ -114,6 +135,14 @@ mod tests {
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }
+    }
+
+    #[test]
+    fn bad_usage_is_told_in_one_line() {
+        let line = |words| one_line(&parse(words).unwrap_err().to_string());
+        assert!(line("pyramidfs mount /v /m -o nonsense").ends_with("unknown option 'nonsense'"));
+        assert!(line("pyramidfs mkfs").ends_with("not provided: <VOLUME>"));
+        assert!(!line("pyramidfs gc /v").starts_with("error"));
     }
 
     #[test]

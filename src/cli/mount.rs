@@ -91,11 +91,12 @@ fn run_daemon(arguments: &Arguments, number: RawFd) -> Outcome {
     // Fails only for the leader of a session, which is what it should become.
     let _ = nix::unistd::setsid();
     let mut told = false;
-    let log = arguments.merged().log;
-    let outcome = daemon::serve(arguments, || {
-        told = true;
-        leave_terminal(log.as_deref())?;
-        writeln!(pipe, "{READY}")
+    let outcome = open_log(arguments).and_then(|log| {
+        daemon::serve(arguments, || {
+            told = true;
+            nix::unistd::dup2_stderr(log.as_fd())?;
+            writeln!(pipe, "{READY}")
+        })
     });
     if let (Err(error), false) = (&outcome, told) {
         // The line is printed by the process that waits; without one nobody reads it.
@@ -105,12 +106,14 @@ fn run_daemon(arguments: &Arguments, number: RawFd) -> Outcome {
     outcome
 }
 
-/// From now on log lines go to the log, or nowhere.
-fn leave_terminal(log: Option<&Path>) -> io::Result<()> {
-    let log = log.unwrap_or(Path::new("/dev/null"));
-    let file = File::options().create(true).append(true).open(log)?;
-    nix::unistd::dup2_stderr(file.as_fd())?;
-    Ok(())
+/// Where log lines go once the mount is ready: the log, or nowhere.
+fn open_log(arguments: &Arguments) -> Result<File, Error> {
+    let path = arguments.merged().log.unwrap_or(PathBuf::from("/dev/null"));
+    File::options().create(true).append(true).open(&path).map_err(|source| Error::Path {
+        action: "open the log",
+        path,
+        source,
+    })
 }
 
 /// Starts the daemon and waits for its word.
@@ -118,7 +121,7 @@ fn start(arguments: &Arguments) -> Outcome {
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::Daemon(errno.into()))?;
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))
         .map_err(|errno| Error::Daemon(errno.into()))?;
-    let mut daemon = Command::new("/proc/self/exe")
+    let mut daemon = Command::new(program())
         .args(super::log::arguments().iter().skip(1))
         .arg("--ready-fd")
         .arg(theirs.as_raw_fd().to_string())
@@ -136,6 +139,14 @@ fn start(arguments: &Arguments) -> Outcome {
             Err(Error::Daemon(io::Error::other(format!("it ended with {status}"))))
         }
     }
+}
+
+/// This program: under its own name, as that is what lists of processes show, if it is still there.
+fn program() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .filter(|path| path.exists())
+        .unwrap_or(PathBuf::from("/proc/self/exe"))
 }
 
 /// Reads what the daemon says until it closes the pipe, which it does right after its line.

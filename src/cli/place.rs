@@ -20,7 +20,7 @@ const DEAD_MOUNTS_MAX: usize = 16;
 
 /// Opens the directory of a volume; a missing one is no volume.
 pub fn disk(path: &Path) -> Result<Arc<dyn Disk>, Error> {
-    let failed = |source| Error::Volume { path: path.to_owned(), source };
+    let failed = |error| Error::Volume { path: path.to_owned(), error };
     match RealDisk::open(path) {
         Ok(disk) => Ok(Arc::new(disk)),
         Err(error)
@@ -37,7 +37,7 @@ pub fn open_read_only(path: &Path) -> Result<Arc<Volume>, Error> {
     let disk: Arc<dyn Disk> = Arc::new(OverlayDisk::new(disk(path)?));
     let options = OpenOptions { read_only: true, background: false, ..OpenOptions::default() };
     Volume::open(disk, Arc::new(RealClock::new()), options)
-        .map_err(|source| Error::Volume { path: path.to_owned(), source })
+        .map_err(|error| Error::Volume { path: path.to_owned(), error })
 }
 
 /// Returns the mount of ours on `path`, or none.

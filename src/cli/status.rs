@@ -47,7 +47,7 @@ fn fetch(volume: &Path) -> Result<Status, Error> {
     }
     place::open_read_only(volume)?
         .status()
-        .map_err(|source| Error::Volume { path: volume.to_owned(), source })
+        .map_err(|error| Error::Volume { path: volume.to_owned(), error })
 }
 
 fn table(volume: &Path, status: &Status) -> String {

@@ -8,7 +8,7 @@ use std::io;
 use fuser::Errno;
 
 use crate::volume::Error;
-use crate::{meta, store};
+use crate::{meta, pyramid, store};
 
 /// Returns the number that the calling program gets for `error`.
 ///
@@ -81,8 +81,7 @@ fn table(error: &Error) -> Errno {
         | Error::UnknownFeature { .. }
         | Error::BadSuperblock { .. }
         | Error::AlreadyAVolume => Errno::EIO,
-        // A tree that does not fit its root: damage.
-        Error::Pyramid(_) => Errno::EIO,
+        Error::Pyramid(error) => of_pyramid(error),
         Error::Store(error) => of_store(error),
         Error::Meta(error) => of_meta(error),
         Error::Io { source, .. } => of_io(source),
@@ -90,16 +89,41 @@ fn table(error: &Error) -> Errno {
 }
 
 #[deny(clippy::wildcard_enum_match_arm)]
+fn of_pyramid(error: &pyramid::Error<store::Error>) -> Errno {
+    match error {
+        pyramid::Error::Store(error) => of_store(error),
+        // A tree that does not fit its root: damage.
+        pyramid::Error::TreeShape { .. } | pyramid::Error::DataLength { .. } => Errno::EIO,
+    }
+}
+
+#[deny(clippy::wildcard_enum_match_arm)]
 fn of_store(error: &store::Error) -> Errno {
     match error {
-        store::Error::Io(source) => of_io(source),
+        // Bytes that cannot be had, or not be trusted.
+        store::Error::Missing { .. }
+        | store::Error::Damaged { .. }
+        | store::Error::Newer { .. }
+        | store::Error::IndexDamaged { .. } => Errno::EIO,
+        // As for the volume: data may be lost, and programs read EIO so.
+        store::Error::Poisoned { .. } => Errno::EIO,
+        store::Error::NoSpace => Errno::ENOSPC,
+        // The volume keeps its groups below that: a fault of ours, and nothing the file can help.
+        store::Error::RecordTooLarge { .. } => Errno::EIO,
+        store::Error::Io { source, .. } => of_io(source),
     }
 }
 
 #[deny(clippy::wildcard_enum_match_arm)]
 fn of_meta(error: &meta::Error) -> Errno {
     match error {
-        meta::Error::Io(source) => of_io(source),
+        meta::Error::Io { source, .. } => of_io(source),
+        meta::Error::Closed => Errno::ENOTCONN,
+        meta::Error::Missing
+        | meta::Error::Damaged { .. }
+        | meta::Error::PreviousFailure
+        | meta::Error::Record { .. }
+        | meta::Error::RecordOrder { .. } => Errno::EIO,
     }
 }
 

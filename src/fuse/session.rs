@@ -69,6 +69,12 @@ pub enum MountError {
     /// FUSE is there, but not for this user.
     #[error("cannot open /dev/fuse: {source}; run as root or give this user the right to")]
     Device { source: io::Error },
+    /// Only root may mount, all others need the helper.
+    #[error("fusermount3 is missing: run as root, or install the package fuse3")]
+    NoHelper,
+    /// Root without the capability, as in a container.
+    #[error("this process may not mount: it needs root with CAP_SYS_ADMIN")]
+    NotPermitted,
     /// The kernel refused.
     #[error("cannot mount on {mountpoint}: {source}", mountpoint = mountpoint.display())]
     Mount { mountpoint: PathBuf, source: io::Error },
@@ -169,7 +175,11 @@ fn connect(settings: &Settings) -> Result<OwnedFd, MountError> {
         if !Path::new(DEVICE).exists() {
             return Err(MountError::NoDevice);
         }
-        return fusermount::mount(&settings.mountpoint, &helper_options(settings)).map_err(refused);
+        let mounted = fusermount::mount(&settings.mountpoint, &helper_options(settings));
+        return mounted.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => MountError::NoHelper,
+            _ => refused(error),
+        });
     }
     let device = match OpenOptions::new().read(true).write(true).open(DEVICE) {
         Ok(device) => device,
@@ -187,7 +197,10 @@ fn connect(settings: &Settings) -> Result<OwnedFd, MountError> {
         flags(settings),
         Some(kernel_options(settings, device.as_raw_fd()).as_str()),
     )
-    .map_err(|errno| refused(errno.into()))?;
+    .map_err(|errno| match errno {
+        Errno::EPERM => MountError::NotPermitted,
+        other => refused(other.into()),
+    })?;
     Ok(device.into())
 }
 
