@@ -177,7 +177,8 @@ fn connect(settings: &Settings) -> Result<OwnedFd, MountError> {
         }
         let mounted = fusermount::mount(&settings.mountpoint, &helper_options(settings));
         return mounted.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => MountError::NoHelper,
+            // A directory of PATH that may not be searched hides it as well.
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => MountError::NoHelper,
             _ => refused(error),
         });
     }
