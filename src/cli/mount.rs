@@ -151,21 +151,21 @@ fn program() -> PathBuf {
 
 /// Reads what the daemon says until it closes the pipe, which it does right after its line.
 fn listen(pipe: OwnedFd) -> io::Result<String> {
-    let mut text = String::new();
+    let mut line = Vec::new();
     let mut pipe = File::from(pipe);
     let mut progress = Progress::start(true);
     let mut byte = [0_u8; 1];
     // Recovery may take a while: the wait shows itself, in steps of what poll(2) allows.
-    while !text.ends_with('\n') {
+    while line.last() != Some(&b'\n') {
         if !readable(&pipe)? {
             progress.wait("opening the volume");
         } else if pipe.read(&mut byte)? == 0 {
             break;
         } else {
-            text.push(char::from(byte[0]));
+            line.extend_from_slice(&byte);
         }
     }
-    Ok(text)
+    Ok(String::from_utf8_lossy(&line).into_owned())
 }
 
 fn readable(pipe: &File) -> io::Result<bool> {
@@ -214,8 +214,8 @@ mod tests {
     #[test]
     fn the_word_of_the_daemon() {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
-        File::from(theirs).write_all(b"error: no\n").unwrap();
-        assert_eq!(listen(ours).unwrap(), "error: no\n");
+        File::from(theirs).write_all("error: n\u{f6}\n".as_bytes()).unwrap();
+        assert_eq!(listen(ours).unwrap(), "error: n\u{f6}\n");
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
         drop(theirs);
         assert_eq!(listen(ours).unwrap(), "");
