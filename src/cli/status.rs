@@ -1,0 +1,140 @@
+//! `pyramidfs status`: what a volume holds, and the space that it saves.
+//!
+//! A mounted volume is asked through its daemon; any other is opened for a look, which changes
+//! nothing on its disk.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+
+use super::control::{Answer, Client, Request};
+use super::error::Error;
+use super::{FINE, Outcome, place};
+use crate::volume::Status;
+
+/// Arguments of `status`.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Directory of a volume, or where it is mounted
+    volume: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(arguments: &Arguments) -> Outcome {
+    let mount = place::find_mount(&arguments.volume)?;
+    let volume = mount.map_or(arguments.volume.clone(), |mount| PathBuf::from(mount.source));
+    let status = fetch(&volume)?;
+    let text = if arguments.json {
+        serde_json::to_string_pretty(&status).map_err(|error| Error::Print(error.into()))?
+    } else {
+        table(&volume, &status)
+    };
+    writeln!(io::stdout(), "{}", text.trim_end()).map_err(Error::Print)?;
+    Ok(FINE)
+}
+
+fn fetch(volume: &Path) -> Result<Status, Error> {
+    if let Some(daemon) = Client::connect(volume) {
+        return match daemon.ask(Request::Status)? {
+            Answer::Status(status) => Ok(*status),
+            Answer::Failed { why } => Err(Error::Reported(why)),
+            Answer::Done => Err(Error::DaemonGone),
+        };
+    }
+    place::open_read_only(volume)?
+        .status()
+        .map_err(|error| Error::Volume { path: volume.to_owned(), error })
+}
+
+fn table(volume: &Path, status: &Status) -> String {
+    let size = |bytes| ByteSize(bytes).display().iec().to_string();
+    let state = match (status.mounted, status.poisoned) {
+        (_, true) => "takes no more changes since an I/O failure: unmount and mount again",
+        (true, false) => "mounted",
+        (false, false) => "not mounted",
+    };
+    let dedup = ratio(status.logical_bytes, status.unique_bytes);
+    let packed = ratio(status.unique_bytes, status.stored_bytes);
+    let garbage = status.garbage_bytes.map_or("not measured".to_owned(), size);
+    let rows = [
+        ("volume", format!("{} ({})", volume.display(), status.uuid)),
+        ("state", state.to_owned()),
+        (
+            "format",
+            format!(
+                "{}: {} branches, {}, {}",
+                status.format, status.branches, status.hash, status.compression
+            ),
+        ),
+        ("files", status.files.to_string()),
+        ("chunks", status.chunks.to_string()),
+        ("logical", format!("{:<11}  without holes", size(status.logical_bytes))),
+        ("unique", format!("{:<11}  {dedup} by dedup", size(status.unique_bytes))),
+        ("stored", format!("{:<11}  {packed} by compression", size(status.stored_bytes))),
+        (
+            "saved",
+            format!(
+                "{:<11}  {} in all",
+                size(status.logical_bytes.saturating_sub(status.stored_bytes)),
+                ratio(status.logical_bytes, status.stored_bytes)
+            ),
+        ),
+        ("on disk", size(status.physical_bytes)),
+        ("garbage", garbage),
+        ("unstored", size(status.dirty_bytes)),
+        ("commits", status.commits.to_string()),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:<9} {value}\n")).collect()
+}
+
+/// How many times smaller it became, as `2.50x`.
+fn ratio(before: u64, after: u64) -> String {
+    if before == 0 || after == 0 {
+        return "-".to_owned();
+    }
+    format!("{:.2}x", before as f64 / after as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Status {
+        Status {
+            uuid: "0-1".to_owned(),
+            format: 1,
+            branches: 128,
+            hash: "sha3-256".to_owned(),
+            compression: "lz4".to_owned(),
+            mounted: true,
+            poisoned: false,
+            files: 3,
+            logical_bytes: 4 << 20,
+            unique_bytes: 2 << 20,
+            chunks: 512,
+            stored_bytes: 1 << 20,
+            physical_bytes: 2 << 20,
+            garbage_bytes: None,
+            commits: 7,
+            dirty_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn the_table_shows_what_is_saved() {
+        let text = table(Path::new("/v"), &status());
+        for part in ["/v (0-1)", "2.00x by dedup", "2.00x by compression", "4.00x in all"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_empty_volume_has_no_ratio() {
+        assert_eq!(ratio(0, 5), "-");
+        assert_eq!(ratio(5, 0), "-");
+    }
+}

@@ -1,0 +1,610 @@
+//! Requests of the kernel as calls of the volume.
+//!
+//! Owns nothing but the translation: each method makes one call and answers with its result. What
+//! would have to wait is asked again on a worker ([`Adapter::ask`]).
+//!
+//! Absent on purpose, each answered with ENOSYS, after which the kernel stops asking: access (the
+//! kernel judges the permission bits itself), flush (the kernel has handed over the bytes before,
+//! and locks are its own), lseek (it then takes all for data), ioctl, poll, fallocate. getlk and
+//! setlk never come, as locks are not asked for.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::convert::{self, BLOCK_BYTES, caller, ino};
+use super::errno::errno;
+use super::kernel;
+use super::workers::Workers;
+use crate::meta::Ino;
+use crate::volume::{Attr, DirItem, Error, Make, NAME_BYTES_MAX, SetAttr, StatFs, Volume, Wait};
+
+/// How long the kernel may remember names and attributes: nobody else changes them.
+const REMEMBER: Duration = Duration::from_secs(3600);
+
+/// Inode numbers are never used twice, so that all are of one generation.
+const GENERATION: Generation = Generation(0);
+
+/// Most bytes that one copy request takes. The reply has 32 bits; a multiple of 128 MiB lets the
+/// next request begin where whole subtrees begin.
+const COPY_BYTES_MAX: u64 = 31 << 27;
+
+/// Entries of a directory that are looked up at a time.
+const ENTRIES_AT_ONCE: usize = 32;
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// A mounted volume as the transport sees it.
+pub struct Adapter {
+    volume: Arc<Volume>,
+    workers: Workers,
+}
+
+/// A reply that can tell the result `T`.
+trait Answer<T>: Send + 'static {
+    /// Sends the result, or the errno number of the error.
+    fn answer(self, result: Result<T>);
+}
+
+impl Adapter {
+    /// Makes the adapter of `volume`; requests that wait share `workers`.
+    pub fn new(volume: Arc<Volume>, workers: Workers) -> Adapter {
+        Adapter { volume, workers }
+    }
+
+    /// Asks the volume on this thread, and on a worker if it would have to wait.
+    fn ask<T, R: Answer<T>>(
+        &self,
+        reply: R,
+        operation: impl Fn(&Volume, Wait) -> Result<T> + Send + 'static,
+    ) {
+        match operation(&self.volume, Wait::No) {
+            Err(Error::WouldWait) => self.wait(reply, operation),
+            result => reply.answer(result),
+        }
+    }
+
+    /// Asks the volume on a worker, where it may wait.
+    fn wait<T, R: Answer<T>>(
+        &self,
+        reply: R,
+        operation: impl FnOnce(&Volume, Wait) -> Result<T> + Send + 'static,
+    ) {
+        let volume = Arc::clone(&self.volume);
+        self.workers.run(move || reply.answer(operation(&volume, Wait::Yes)));
+    }
+
+    /// Returns up to [`ENTRIES_AT_ONCE`] entries of a directory.
+    fn entries(&self, dir: Ino, from: u64) -> Result<Vec<DirItem>> {
+        let mut items = Vec::with_capacity(ENTRIES_AT_ONCE);
+        self.volume.readdir(dir, from, &mut |item| {
+            let room = items.len() < ENTRIES_AT_ONCE;
+            if room {
+                items.push(item);
+            }
+            room
+        })?;
+        Ok(items)
+    }
+
+    /// Adds entries with their attributes until the reply is full or the directory ends.
+    ///
+    /// The names are looked up between two looks into the directory, never during one.
+    fn fill(&self, dir: Ino, mut from: u64, reply: &mut ReplyDirectoryPlus) -> Result<()> {
+        loop {
+            let items = self.entries(dir, from)?;
+            for item in &items {
+                if !self.add(dir, item, reply)? {
+                    return Ok(());
+                }
+                from = item.next;
+            }
+            if items.len() < ENTRIES_AT_ONCE {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Adds one entry; answers whether there was room.
+    fn add(&self, dir: Ino, item: &DirItem, reply: &mut ReplyDirectoryPlus) -> Result<bool> {
+        let name = OsStr::from_bytes(&item.name);
+        // The kernel counts no reference for these two.
+        let counted = item.name != b"." && item.name != b"..";
+        let found = if counted {
+            self.volume.lookup(dir, &item.name)
+        } else {
+            self.volume.getattr(item.ino)
+        };
+        let attr = match found {
+            Ok(attr) => attr,
+            // Removed since the entry was read: it is not there any more.
+            Err(Error::NotFound | Error::Stale) => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        let ino = INodeNo(attr.ino.0);
+        let full = reply.add(ino, item.next, name, &REMEMBER, &convert::attr(&attr), GENERATION);
+        if full && counted {
+            self.volume.forget(attr.ino, 1);
+        }
+        Ok(!full)
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        kernel::configure(config);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.volume.lookup(ino(parent), name.as_bytes()) {
+            // So the kernel remembers that the name is not there.
+            Err(Error::NotFound) => reply.entry(&REMEMBER, &convert::nothing(), GENERATION),
+            result => reply.answer(result),
+        }
+    }
+
+    fn forget(&self, _: &Request, node: INodeNo, count: u64) {
+        self.volume.forget(ino(node), count);
+    }
+
+    fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        reply.answer(self.volume.getattr(ino(node)));
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let (node, caller) = (ino(node), caller(request));
+        let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
+        let ctime = ctime.map(convert::timestamp);
+        let change = SetAttr { mode, uid, gid, size, atime, mtime, ctime };
+        self.ask(reply, move |volume, wait| volume.setattr(node, &change, caller, wait));
+    }
+
+    fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
+        reply.answer(self.volume.readlink(ino(node)));
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request));
+        let make = Make { mode: mode & !umask, rdev };
+        self.ask(reply, move |volume, wait| volume.mknod(dir, &name, &make, caller, wait));
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request));
+        let mode = mode & !umask;
+        self.ask(reply, move |volume, wait| volume.mkdir(dir, &name, mode, caller, wait));
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (dir, name) = (ino(parent), name.as_bytes().to_vec());
+        self.ask(reply, move |volume, wait| volume.unlink(dir, &name, wait));
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (dir, name) = (ino(parent), name.as_bytes().to_vec());
+        self.ask(reply, move |volume, wait| volume.rmdir(dir, &name, wait));
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request));
+        let target = target.as_os_str().as_bytes().to_vec();
+        self.ask(reply, move |volume, wait| volume.symlink(dir, &name, &target, caller, wait));
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (dir, name) = (ino(parent), name.as_bytes().to_vec());
+        let (new_dir, new_name) = (ino(new_parent), new_name.as_bytes().to_vec());
+        let Some(flags) = convert::rename_flags(flags) else { return reply.error(Errno::EINVAL) };
+        self.ask(reply, move |volume, wait| {
+            volume.rename(dir, &name, new_dir, &new_name, flags, wait)
+        });
+    }
+
+    fn link(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let (node, dir, name) = (ino(node), ino(new_parent), new_name.as_bytes().to_vec());
+        self.ask(reply, move |volume, wait| volume.link(node, dir, &name, wait));
+    }
+
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (node, caller, flags) = (ino(node), caller(request), convert::open_flags(flags.0));
+        self.ask(reply, move |volume, wait| volume.open_file(node, flags, caller, wait));
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request));
+        let make = Make { mode: libc::S_IFREG | (mode & !umask & !libc::S_IFMT), rdev: 0 };
+        // A new file has nothing to truncate, so that opening it has nothing to wait for.
+        let flags = crate::volume::OpenFlags { truncate: false, ..convert::open_flags(flags) };
+        self.ask(reply, move |volume, wait| {
+            let attr = volume.mknod(dir, &name, &make, caller, wait)?;
+            let opened = volume.open_file(attr.ino, flags, caller, Wait::Yes);
+            opened.map(|()| attr).inspect_err(|_| volume.forget(attr.ino, 1))
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        reply.answer(self.volume.read(ino(node), offset, size as usize));
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let (node, count) = (ino(node), data.len() as u32);
+        match self.volume.write(node, offset, data, kill, Wait::No) {
+            // The bytes are copied only here: the buffer belongs to the reading thread.
+            Err(Error::WouldWait) => {
+                let data = data.to_vec();
+                self.wait(reply, move |volume, wait| {
+                    volume.write(node, offset, &data, kill, wait).map(|()| count)
+                });
+            }
+            result => reply.answer(result.map(|()| count)),
+        }
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.volume.release(ino(node));
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, node: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let node = ino(node);
+        self.ask(reply, move |volume, wait| volume.fsync(node, wait));
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(0), flags);
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = self.volume.readdir(ino(node), offset, &mut |item| {
+            let kind = convert::file_type(item.mode_type);
+            !reply.add(INodeNo(item.ino.0), item.next, kind, OsStr::from_bytes(&item.name))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        match self.fill(ino(node), offset, &mut reply) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn fsyncdir(&self, _: &Request, node: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let node = ino(node);
+        self.ask(reply, move |volume, wait| volume.fsync(node, wait));
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        reply.answer(self.volume.statfs());
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (node, name, value) = (ino(node), name.as_bytes().to_vec(), value.to_vec());
+        let mode = convert::xattr_mode(flags);
+        self.ask(reply, move |volume, wait| volume.setxattr(node, &name, &value, mode, wait));
+    }
+
+    fn getxattr(&self, _: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        answer_sized(reply, size, self.volume.getxattr(ino(node), name.as_bytes()));
+    }
+
+    fn listxattr(&self, _: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.volume.listxattr(ino(node));
+        let joined = names.map(|names| {
+            names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect::<Vec<u8>>()
+        });
+        answer_sized(reply, size, joined);
+    }
+
+    fn removexattr(&self, _: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (node, name) = (ino(node), name.as_bytes().to_vec());
+        self.ask(reply, move |volume, wait| volume.removexattr(node, &name, wait));
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        from: INodeNo,
+        _: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        _: FileHandle,
+        to_offset: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (from, to, len) = (ino(from), ino(to), len.min(COPY_BYTES_MAX));
+        self.ask(reply, move |volume, wait| {
+            let copied = volume.copy_range(from, from_offset, to, to_offset, len, wait)?;
+            Ok(u32::try_from(copied).unwrap_or(u32::MAX))
+        });
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+/// Answers with the bytes, or with their number when `size` is 0 and the caller only asks for that.
+fn answer_sized(reply: ReplyXattr, size: u32, result: Result<Vec<u8>>) {
+    match result {
+        Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
+        Ok(bytes) if bytes.len() <= size as usize => reply.data(&bytes),
+        Ok(_) => reply.error(Errno::ERANGE),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+impl Answer<Attr> for ReplyEntry {
+    fn answer(self, result: Result<Attr>) {
+        match result {
+            Ok(attr) => self.entry(&REMEMBER, &convert::attr(&attr), GENERATION),
+            Err(error) => self.error(errno(&error)),
+        }
+    }
+}
+
+impl Answer<Attr> for ReplyAttr {
+    fn answer(self, result: Result<Attr>) {
+        match result {
+            Ok(attr) => self.attr(&REMEMBER, &convert::attr(&attr)),
+            Err(error) => self.error(errno(&error)),
+        }
+    }
+}
+
+impl Answer<Attr> for ReplyCreate {
+    fn answer(self, result: Result<Attr>) {
+        match result {
+            Ok(attr) => {
+                let (attr, keep) = (convert::attr(&attr), FopenFlags::FOPEN_KEEP_CACHE);
+                self.created(&REMEMBER, &attr, GENERATION, FileHandle(0), keep);
+            }
+            Err(error) => self.error(errno(&error)),
+        }
+    }
+}
+
+impl Answer<()> for ReplyOpen {
+    fn answer(self, result: Result<()>) {
+        match result {
+            // What the kernel holds of the file stays right: all changes go through it.
+            Ok(()) => self.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(error) => self.error(errno(&error)),
+        }
+    }
+}
+
+impl Answer<()> for ReplyEmpty {
+    fn answer(self, result: Result<()>) {
+        match result {
+            Ok(()) => self.ok(),
+            Err(error) => self.error(errno(&error)),
+        }
+    }
+}
+
+impl Answer<Vec<u8>> for ReplyData {
+    fn answer(self, result: Result<Vec<u8>>) {
+        match result {
+            Ok(bytes) => self.data(&bytes),
+            Err(error) => self.error(errno(&error)),
+        }
+    }
+}
+
+impl Answer<u32> for ReplyWrite {
+    fn answer(self, result: Result<u32>) {
+        match result {
+            Ok(count) => self.written(count),
+            Err(error) => self.error(errno(&error)),
+        }
+    }
+}
+
+impl Answer<StatFs> for ReplyStatfs {
+    fn answer(self, result: Result<StatFs>) {
+        let space = match result {
+            Ok(space) => space,
+            Err(error) => return self.error(errno(&error)),
+        };
+        let block = u64::from(BLOCK_BYTES);
+        let free = space.free_bytes / block;
+        // There is no table of inodes that could be full: as many are free as blocks are.
+        self.statfs(
+            space.total_bytes / block,
+            free,
+            space.available_bytes / block,
+            space.inodes.saturating_add(free),
+            free,
+            BLOCK_BYTES,
+            NAME_BYTES_MAX as u32,
+            BLOCK_BYTES,
+        );
+    }
+}

@@ -1,0 +1,282 @@
+//! Mounting: from an open volume to a mountpoint that answers.
+//!
+//! Owns the mount's flags, the reading threads and the worker pool.
+//!
+//! Invariant: once [`mount`] has returned, the kernel's INIT is answered and requests are served;
+//! when it fails, nothing stays mounted.
+//!
+//! The transport's own mounting and unmounting is not used: it loses the error number, and would
+//! unmount a second time what has been unmounted and perhaps mounted anew by others.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use fuser::{Config, Session, SessionACL};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::unistd::{getegid, geteuid};
+
+use super::adapter::Adapter;
+use super::workers::Workers;
+use super::{fusermount, kernel, mountinfo};
+use crate::volume::Volume;
+
+/// Threads that read requests. Two keep both cores of a small machine busy; with four, two may be
+/// reading from the disk.
+const READING_THREADS: usize = 4;
+/// Threads on which requests may wait.
+const WAITING_THREADS: usize = 8;
+/// The kernel's door.
+const DEVICE: &str = "/dev/fuse";
+/// The number of that prctl(2); since Linux 5.6.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+/// What stands behind `fuse.` in the type of the mount.
+const SUBTYPE: &str = "pyramidfs";
+
+/// How a volume is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// What mountinfo names as the source: the volume's directory.
+    pub source: OsString,
+    /// An absolute path without links to an existing directory.
+    pub mountpoint: PathBuf,
+    /// Refuse all changes.
+    pub read_only: bool,
+    /// Let other users in; permission bits are always judged.
+    pub allow_other: bool,
+    /// Honour set-user-id and set-group-id bits.
+    pub set_id: bool,
+    /// Let device nodes be opened.
+    pub devices: bool,
+    /// Let programs be executed.
+    pub execute: bool,
+    /// Make every change durable at once.
+    pub synchronous: bool,
+}
+
+/// Why a volume could not be mounted. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The kernel has no FUSE, or the container hides it.
+    #[error("/dev/fuse is missing: load the kernel module with 'modprobe fuse'")]
+    NoDevice,
+    /// FUSE is there, but not for this user.
+    #[error("cannot open /dev/fuse: {source}; run as root or give this user the right to")]
+    Device { source: io::Error },
+    /// Only root may mount, all others need the helper.
+    #[error("fusermount3 is missing: run as root, or install the package fuse3")]
+    NoHelper,
+    /// Root without the capability, as in a container.
+    #[error("this process may not mount: it needs root with CAP_SYS_ADMIN")]
+    NotPermitted,
+    /// The kernel refused.
+    #[error("cannot mount on {mountpoint}: {source}", mountpoint = mountpoint.display())]
+    Mount { mountpoint: PathBuf, source: io::Error },
+    /// Mounted, but the first request was not served; it is unmounted again.
+    #[error("the kernel does not talk to the mount: {source}")]
+    Handshake { source: io::Error },
+    /// No thread could be started.
+    #[error("cannot start a thread: {source}")]
+    Thread { source: io::Error },
+}
+
+/// A mount that is being served.
+#[derive(Debug)]
+pub struct Mounted {
+    mountpoint: PathBuf,
+    device: Option<String>,
+}
+
+impl Mounted {
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Whether the topmost mount on the mountpoint is still this one.
+    pub fn is_mounted(&self) -> bool {
+        match mountinfo::find(&self.mountpoint) {
+            Ok(Some(entry)) => entry.is_ours() && Some(&entry.device) == self.device.as_ref(),
+            Ok(None) | Err(_) => false,
+        }
+    }
+}
+
+/// Mounts `volume` and serves it on threads of its own; calls `ended` when the mount is gone.
+pub fn mount(
+    volume: Arc<Volume>,
+    settings: &Settings,
+    ended: impl FnOnce(io::Result<()>) + Send + 'static,
+) -> Result<Mounted, MountError> {
+    let workers =
+        Workers::start(WAITING_THREADS).map_err(|source| MountError::Thread { source })?;
+    let adapter = Adapter::new(volume, workers);
+    let connection = connect(settings)?;
+    // From here on there is a mount that must go when something fails.
+    let served = serve(adapter, connection, settings, ended);
+    if served.is_err() {
+        let _ = unmount(&settings.mountpoint, true);
+    }
+    served?;
+    let device = mountinfo::find(&settings.mountpoint).ok().flatten().map(|entry| entry.device);
+    match &device {
+        Some(device) => kernel::raise_limits(device),
+        None => tracing::info!("the mount is not in mountinfo: its write-back limits stay low"),
+    }
+    Ok(Mounted { mountpoint: settings.mountpoint.clone(), device })
+}
+
+/// Unmounts what is on top of `mountpoint`, an absolute path without links; with `lazy` also when
+/// files are open, and then it goes when the last is closed.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    match umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW) {
+        Err(Errno::EPERM) if !geteuid().is_root() => fusermount::unmount(mountpoint, lazy),
+        result => Ok(result?),
+    }
+}
+
+/// Keeps memory pressure from making the daemon wait for its own mount: allocations of this thread
+/// and of those that it starts never begin write-back. Needs CAP_SYS_RESOURCE.
+pub fn mark_io_flusher() -> io::Result<()> {
+    // SAFETY: this prctl takes four plain numbers and touches no memory of ours.
+    let answer = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn serve(
+    adapter: Adapter,
+    connection: OwnedFd,
+    settings: &Settings,
+    ended: impl FnOnce(io::Result<()>) + Send + 'static,
+) -> Result<(), MountError> {
+    let acl = if settings.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let mut config = Config::default();
+    config.n_threads = Some(READING_THREADS);
+    let session = Session::from_fd(adapter, connection, acl, config)
+        .map_err(|source| MountError::Handshake { source })?;
+    thread::Builder::new()
+        .name("fuse".to_owned())
+        .spawn(move || ended(session.run()))
+        .map_err(|source| MountError::Thread { source })?;
+    Ok(())
+}
+
+/// Mounts and returns the connection to the kernel.
+fn connect(settings: &Settings) -> Result<OwnedFd, MountError> {
+    let refused = |source| MountError::Mount { mountpoint: settings.mountpoint.clone(), source };
+    if !geteuid().is_root() {
+        if !Path::new(DEVICE).exists() {
+            return Err(MountError::NoDevice);
+        }
+        let mounted = fusermount::mount(&settings.mountpoint, &helper_options(settings));
+        return mounted.map_err(|error| match error.kind() {
+            // A directory of PATH that may not be searched hides it as well.
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => MountError::NoHelper,
+            _ => refused(error),
+        });
+    }
+    let device = match OpenOptions::new().read(true).write(true).open(DEVICE) {
+        Ok(device) => device,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(MountError::NoDevice),
+        // The node is there, but no driver behind it.
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
+            return Err(MountError::NoDevice);
+        }
+        Err(source) => return Err(MountError::Device { source }),
+    };
+    nix::mount::mount(
+        Some(settings.source.as_os_str()),
+        &settings.mountpoint,
+        Some("fuse"),
+        flags(settings),
+        Some(kernel_options(settings, device.as_raw_fd()).as_str()),
+    )
+    .map_err(|errno| match errno {
+        Errno::EPERM => MountError::NotPermitted,
+        other => refused(other.into()),
+    })?;
+    Ok(device.into())
+}
+
+fn flags(settings: &Settings) -> MsFlags {
+    let mut flags = MsFlags::empty();
+    flags.set(MsFlags::MS_RDONLY, settings.read_only);
+    flags.set(MsFlags::MS_NOSUID, !settings.set_id);
+    flags.set(MsFlags::MS_NODEV, !settings.devices);
+    flags.set(MsFlags::MS_NOEXEC, !settings.execute);
+    flags.set(MsFlags::MS_SYNCHRONOUS, settings.synchronous);
+    flags
+}
+
+fn kernel_options(settings: &Settings, connection: i32) -> String {
+    let allow_other = if settings.allow_other { ",allow_other" } else { "" };
+    format!(
+        "fd={connection},rootmode=40000,user_id={},group_id={},default_permissions,\
+         subtype={SUBTYPE}{allow_other}",
+        geteuid(),
+        getegid()
+    )
+}
+
+/// The same for the helper, which takes flags as words and names behind a backslash.
+fn helper_options(settings: &Settings) -> OsString {
+    let mut options = b"default_permissions,subtype=pyramidfs,fsname=".to_vec();
+    for byte in settings.source.as_bytes() {
+        if matches!(byte, b',' | b'\\') {
+            options.push(b'\\');
+        }
+        options.push(*byte);
+    }
+    let words = [
+        (settings.read_only, ",ro"),
+        (settings.allow_other, ",allow_other"),
+        (!settings.execute, ",noexec"),
+        (settings.synchronous, ",sync"),
+    ];
+    for (_, word) in words.iter().filter(|(wanted, _)| *wanted) {
+        options.extend_from_slice(OsStr::new(word).as_bytes());
+    }
+    OsString::from_vec(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            source: OsString::from("/a,ro\\b"),
+            mountpoint: PathBuf::from("/m"),
+            read_only: false,
+            allow_other: true,
+            set_id: true,
+            devices: true,
+            execute: true,
+            synchronous: false,
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_smuggle_options_in() {
+        let options = helper_options(&settings());
+        assert_eq!(
+            options,
+            OsStr::new("default_permissions,subtype=pyramidfs,fsname=/a\\,ro\\\\b,allow_other")
+        );
+        assert!(!kernel_options(&settings(), 3).contains("/a"));
+    }
+
+    #[test]
+    fn flags_follow_the_settings() {
+        assert_eq!(flags(&settings()), MsFlags::empty());
+        let strict = Settings { read_only: true, set_id: false, execute: false, ..settings() };
+        assert_eq!(flags(&strict), MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC);
+    }
+}
