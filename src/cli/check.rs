@@ -67,9 +67,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
 fn lock(disk: &Arc<dyn Disk>, path: &Path) -> Result<Option<Box<dyn DiskLock>>, Error> {
     // First, as the lock would make its file in any directory.
     if let Err(source) = disk.open("superblock", Access::Read) {
-        let path_text = path.display().to_string();
         return Err(if source.kind() == io::ErrorKind::NotFound {
-            let error = volume::Error::NoVolume { path: path_text };
+            let error = volume::Error::NoVolume;
             Error::Volume { path: path.to_owned(), error }
         } else {
             Error::Path { action: "open", path: path.join("superblock"), source }

@@ -118,7 +118,7 @@ fn open(path: &Path, options: &Options, create: bool) -> Result<Arc<Volume>, Err
             Err(error) => error,
         };
         match &error {
-            Error::Volume { error: volume::Error::NoVolume { .. }, .. } if may_create => {
+            Error::Volume { error: volume::Error::NoVolume, .. } if may_create => {
                 may_create = false;
                 mkfs::make(path, &CreateOptions::default())?;
             }

@@ -94,7 +94,7 @@ fn advise(path: &std::path::Path, error: &volume::Error) -> String {
     use volume::Error as E;
     let path = path.display();
     match error {
-        E::NoVolume { .. } => {
+        E::NoVolume => {
             format!("{path} is no volume: make one with 'pyramidfs mkfs {path}'")
         }
         E::InUse => {

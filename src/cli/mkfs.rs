@@ -12,8 +12,8 @@ use super::{FINE, Outcome};
 use crate::chunk::Profile;
 use crate::hash::HashKind;
 use crate::store::Compression;
-use crate::sys::Disk;
-use crate::sys::real::{RealDisk, RealRng};
+use crate::sys::real::{RealClock, RealDisk, RealRng};
+use crate::sys::{Clock, Disk};
 use crate::volume::{self, CreateOptions, Volume};
 
 /// Level of zstd when none is named: fast, and denser than lz4.
@@ -91,7 +91,8 @@ pub fn make(path: &Path, options: &CreateOptions) -> Result<(), Error> {
     if entries.iter().any(|entry| entry.name != LOST_AND_FOUND) {
         return Err(Error::NotEmpty(path.to_owned()));
     }
-    Volume::create(&disk, &RealRng, options).map_err(of_volume)?;
+    let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
+    Volume::create(&disk, &clock, &RealRng, options).map_err(of_volume)?;
     if made {
         sync_parent(path).map_err(failed("sync the parent of"))?;
     }

@@ -26,7 +26,7 @@ pub fn disk(path: &Path) -> Result<Arc<dyn Disk>, Error> {
         Err(error)
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
         {
-            Err(failed(volume::Error::NoVolume { path: path.display().to_string() }))
+            Err(failed(volume::Error::NoVolume))
         }
         Err(source) => Err(Error::Path { action: "open", path: path.to_owned(), source }),
     }

@@ -49,7 +49,6 @@ fn table(error: &Error) -> Errno {
         // truncate(2) and the like, for which POSIX names EINVAL.
         Error::NotAFile => Errno::EINVAL,
         Error::NameTooLong => Errno::ENAMETOOLONG,
-        Error::InvalidName => Errno::EINVAL,
         Error::Invalid { .. } => Errno::EINVAL,
         Error::TooLarge => Errno::EFBIG,
         Error::TooManyLinks => Errno::EMLINK,
@@ -64,7 +63,6 @@ fn table(error: &Error) -> Errno {
         Error::Unsupported => Errno::EOPNOTSUPP,
         // The kernel names an inode that is gone: lookups by handle retry on ESTALE.
         Error::Stale => Errno::ESTALE,
-        Error::CrossDevice => Errno::EXDEV,
         Error::ReadOnly => Errno::EROFS,
         Error::NoSpace => Errno::ENOSPC,
         // Never reaches a program (it is asked again on a worker); EAGAIN is the honest word.
@@ -73,15 +71,15 @@ fn table(error: &Error) -> Errno {
         Error::Closed => Errno::ENOTCONN,
         // EROFS would be as true, but programs read EIO as "data may be lost", and it may.
         Error::Poisoned { .. } => Errno::EIO,
-        Error::Damaged { .. } => Errno::EIO,
+        Error::WriteLost { .. } | Error::Entry(_) => Errno::EIO,
         // These come from opening a volume, never from a request. EIO, as nothing else fits.
-        Error::NoVolume { .. }
+        Error::NoVolume
         | Error::InUse
         | Error::NewerFormat { .. }
         | Error::UnknownFeature { .. }
         | Error::BadSuperblock { .. }
         | Error::AlreadyAVolume => Errno::EIO,
-        Error::Pyramid(error) => of_pyramid(error),
+        Error::Content(error) => of_pyramid(error),
         Error::Store(error) => of_store(error),
         Error::Meta(error) => of_meta(error),
         Error::Io { source, .. } => of_io(source),

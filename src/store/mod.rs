@@ -13,6 +13,7 @@
 //! Absent on purpose: files, inodes, what a record means, and the shape of trees.
 
 mod cache;
+mod finding;
 mod frame;
 mod index;
 mod log;

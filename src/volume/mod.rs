@@ -44,6 +44,7 @@ mod xattrs;
 mod tests;
 
 pub use error::Error;
+pub use flush::content_root;
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
 pub use types::*;
 
@@ -121,6 +122,11 @@ impl Volume {
         options: OpenOptions,
     ) -> Result<Volume, Error> {
         let lock = if options.read_only { None } else { Some(take_lock(disk.as_ref())?) };
+        if let Some(lock) = &lock {
+            // Others wait only for a volume whose note says that it is closing.
+            lock.set_note("open")
+                .map_err(|source| Error::Io { action: "note in the lock", source })?;
+        }
         let meta = Meta::open(Arc::clone(&disk), meta::Options::default())?;
         let store_options = store::Options {
             compression: superblock.compression,
