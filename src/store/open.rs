@@ -265,7 +265,14 @@ impl Recovery {
                 self.findings.push(Finding::FramesDamaged { pack, start, end });
             }
         }
+        let last = (0..tail.frames.len())
+            .filter_map(|at| record_with_head(tail, at))
+            .rfind(|(light, _)| (light.pack, light.end) == (end.pack, end.offset));
+        let is_new = |pack: u64| last.is_some_and(|(_, head)| head.begun.contains(&pack));
         for pack in tail.damaged_headers.iter().filter(|pack| **pack <= end.pack) {
+            if *pack == end.pack && is_new(*pack) {
+                continue;
+            }
             self.findings.push(Finding::HeaderDamaged { pack: *pack });
         }
         for pack in tail.unsealed.iter().filter(|pack| **pack < end.pack) {
@@ -351,6 +358,12 @@ impl Recovery {
                 file.set_len(end.offset).map_err(Error::io(action))?;
                 let bytes = len - end.offset;
                 self.findings.push(Finding::TailCut { pack: number, offset: end.offset, bytes });
+            }
+            if number == end.pack && tail.damaged_headers.contains(&number) {
+                // A power loss may lose it before the first sync of the pack, and keep a whole
+                // group behind it. All that it says is known.
+                let header = pack::encode_header(self.life(number), PackKind::Log);
+                file.write_all_at(&header, 0).map_err(Error::io(action))?;
             }
             file.sync().map_err(Error::io("sync the end of the log"))?;
         }

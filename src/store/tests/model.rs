@@ -90,6 +90,8 @@ impl Run {
                 self.reopen(disk);
             }
             Step::DropIndex => {
+                // Also stops the workers: two stores never share a disk.
+                self.store.close().unwrap();
                 for entry in self.disk.read_dir(run::INDEX_DIR).unwrap() {
                     self.disk.remove_file(&format!("{}/{}", run::INDEX_DIR, entry.name)).unwrap();
                 }
@@ -149,8 +151,7 @@ proptest! {
         }
         run.check();
         prop_assert_eq!(verify_findings(&run.store), []);
-        let disk = run.disk.clone();
-        run.reopen(disk);
+        run.apply(Step::Close);
         if !tiny {
             let stored = run.now.chunks.len() + run.now.trees.len();
             prop_assert_eq!(run.store.stats().chunks, stored as u64);
