@@ -11,11 +11,12 @@
 //! no space is taken up again with the same group; (3) any other failure poisons the volume.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use rayon::prelude::*;
 
 use super::node::Node;
 use super::{Error, Volume, Wait};
@@ -23,6 +24,9 @@ use crate::meta::{Counters, GroupId, Ino, Key, Meta};
 
 /// A group of this many bytes is committed before it takes more, so that its record fits a pack.
 const GROUP_BYTES_MAX: u64 = 8 << 20;
+
+/// Threads that flush; hashing inside a flush uses all cores anyway.
+const FLUSHERS: usize = 2;
 
 /// Nodes that pressure puts into the flushers' queue at a time.
 const FLUSHES_AHEAD_MAX: usize = 64;
@@ -176,11 +180,7 @@ impl Volume {
     fn finish_cut(&self, running: &mut Option<Cut>) -> Result<(), Error> {
         let Some(cut) = running.as_ref() else { return Ok(()) };
         let group = cut.group;
-        if self.options.background && 1 < cut.nodes.len() {
-            cut.nodes.par_iter().try_for_each(|node| self.flush_node(node, group))?;
-        } else {
-            cut.nodes.iter().try_for_each(|node| self.flush_node(node, group))?;
-        }
+        self.flush_cut(cut)?;
         let counters = self.counters.lock().committing(group);
         self.meta.amend(group, &Key::Counters, Some(counters.encode()));
         let flushed = self.store.flush()?;
@@ -195,6 +195,37 @@ impl Volume {
             self.wake_timer();
         }
         Ok(())
+    }
+
+    /// Flushes all layers of a group that is cut, on several threads when there are several nodes.
+    ///
+    /// Not on the threads that hash: a flush may wait for another flusher of the same node, which
+    /// waits for hashing.
+    fn flush_cut(&self, cut: &Cut) -> Result<(), Error> {
+        let threads = match self.options.background {
+            true => FLUSHERS.min(cut.nodes.len()),
+            false => 1,
+        };
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(node) = cut.nodes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.flush_node(node, cut.group)?;
+            }
+            Ok(())
+        };
+        if threads <= 1 {
+            return work();
+        }
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut result = work();
+            for other in others {
+                // A panic in there goes on here: the commit must not end as if all were flushed.
+                let finished = other.join().unwrap_or_else(|panic| resume_unwind(panic));
+                result = result.and(finished);
+            }
+            result
+        })
     }
 
     /// Makes room in the open group: commits when it is full.
@@ -220,7 +251,7 @@ impl Volume {
 
     pub(super) fn start_threads(self: &Arc<Self>) {
         let mut threads = self.threads.lock();
-        for _ in 0..2 {
+        for _ in 0..FLUSHERS {
             let worker = self.flushers.worker(Arc::downgrade(self));
             threads.push(std::thread::spawn(worker));
         }
