@@ -204,7 +204,9 @@ fn children_come_first_in_the_log() {
             tree_over(vec![address_of(count % 3); count as usize], vec![9; count as usize])
         })
         .collect();
-    (0..3).for_each(|number| drop(put(&store, number).unwrap()));
+    for number in 0..3 {
+        put(&store, number).unwrap();
+    }
     for (address, tree) in &trees {
         store.put_tree(*address, tree.clone()).unwrap();
     }
