@@ -1,11 +1,11 @@
-//! Dirty runs: bytes of one file that are written but not yet chunks.
+//! Dirty runs: what is written to one file and not yet chunks.
 //!
 //! Owns [`Layer`]: what happened to a file's content within one group, or a part of it. A file's
 //! layers lie above its root, the newest on top; flushing turns the lowest into a new root.
 //!
-//! Invariants: (1) runs are sorted, do not overlap and end at or before `size`; (2) a sealed layer
-//! never changes again, so it can be read without a lock; (3) `bytes` is the sum of the runs'
-//! lengths.
+//! Invariants: (1) runs are sorted, do not overlap, are not empty and end at or before `size`;
+//! (2) a sealed layer never changes again, so it can be read without a lock; (3) `bytes` is the
+//! sum of the lengths of runs that hold bytes: zeros and shared content cost nothing.
 //!
 //! Absent on purpose: chunks, locks, and when anything is flushed.
 
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use crate::meta::GroupId;
-use crate::pyramid::{Root, Run};
+use crate::pyramid::{Root, Run, RunBytes};
 
 /// A run is extended in place up to this many bytes; behind it a new one begins.
 const RUN_BYTES_MAX: usize = 1 << 20;
@@ -23,6 +23,62 @@ pub(super) const LAYER_COST_BYTES: u64 = 256;
 
 /// What a run costs beside its bytes.
 pub(super) const RUN_COST_BYTES: u64 = 128;
+
+/// What a run holds.
+#[derive(Debug)]
+enum Piece {
+    Bytes(Vec<u8>),
+    /// So many zeros.
+    Zeros(u64),
+    /// A range of other content.
+    Content(Range),
+}
+
+/// A range of content that is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Range {
+    pub(super) root: Root,
+    pub(super) offset: u64,
+    pub(super) length: u64,
+}
+
+impl Piece {
+    fn len(&self) -> u64 {
+        match self {
+            Piece::Bytes(bytes) => bytes.len() as u64,
+            Piece::Zeros(length) => *length,
+            Piece::Content(range) => range.length,
+        }
+    }
+
+    /// Bytes that it holds in memory.
+    fn held(&self) -> u64 {
+        if let Piece::Bytes(bytes) = self { bytes.len() as u64 } else { 0 }
+    }
+
+    fn truncate(&mut self, length: u64) {
+        match self {
+            Piece::Bytes(bytes) => bytes.truncate(length as usize),
+            Piece::Zeros(zeros) => *zeros = length,
+            Piece::Content(range) => range.length = length,
+        }
+    }
+
+    /// Keeps the first `at` bytes and returns the rest.
+    fn split_off(&mut self, at: u64) -> Piece {
+        let rest = match self {
+            Piece::Bytes(bytes) => Piece::Bytes(bytes.split_off(at as usize)),
+            Piece::Zeros(length) => Piece::Zeros(*length - at),
+            Piece::Content(range) => Piece::Content(Range {
+                offset: range.offset + at,
+                length: range.length - at,
+                ..*range
+            }),
+        };
+        self.truncate(at);
+        rest
+    }
+}
 
 /// Changes of a file's content on top of what lies below.
 #[derive(Debug)]
@@ -35,8 +91,8 @@ pub(super) struct Layer {
     pub(super) keep: u64,
     /// The file's size after these changes.
     pub(super) size: u64,
-    /// Written bytes by offset.
-    runs: BTreeMap<u64, Vec<u8>>,
+    /// What was written, by offset.
+    runs: BTreeMap<u64, Piece>,
     bytes: u64,
 }
 
@@ -51,7 +107,7 @@ impl Layer {
         Layer { base: Some(root), ..Layer::new(group, root.size) }
     }
 
-    /// Sum of the runs' lengths.
+    /// Bytes that the runs hold in memory.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -63,7 +119,15 @@ impl Layer {
 
     /// The runs, for the pyramid.
     pub(super) fn runs(&self) -> Vec<Run<'_>> {
-        self.runs.iter().map(|(&offset, bytes)| Run::bytes(offset, bytes)).collect()
+        let run = |(&offset, piece)| match piece {
+            &Piece::Zeros(length) => Run::zeros(offset, length),
+            Piece::Bytes(bytes) => Run::bytes(offset, bytes),
+            Piece::Content(Range { root, offset: start, length }) => {
+                let bytes = RunBytes::Content { root, offset: *start, length: *length };
+                Run { offset, bytes }
+            }
+        };
+        self.runs.iter().map(run).collect()
     }
 
     /// Writes `bytes` at `offset` and extends the file to hold them.
@@ -78,14 +142,35 @@ impl Layer {
         }
         self.cut_out(offset, end);
         self.bytes += bytes.len() as u64;
-        if let Some((&start, run)) = self.runs.range_mut(..offset).next_back()
+        if let Some((&start, Piece::Bytes(run))) = self.runs.range_mut(..offset).next_back()
             && start + run.len() as u64 == offset
             && run.len() + bytes.len() <= RUN_BYTES_MAX
         {
             run.extend_from_slice(bytes);
             return;
         }
-        self.runs.insert(offset, bytes.to_vec());
+        self.runs.insert(offset, Piece::Bytes(bytes.to_vec()));
+    }
+
+    /// Makes `length` bytes at `offset` zeros, and extends the file to hold them.
+    pub(super) fn zero(&mut self, offset: u64, length: u64) {
+        self.put(offset, Piece::Zeros(length));
+    }
+
+    /// Lays a range of other content over the file at `offset`, and extends it to hold that.
+    pub(super) fn share(&mut self, offset: u64, range: Range) {
+        self.put(offset, Piece::Content(range));
+    }
+
+    fn put(&mut self, offset: u64, piece: Piece) {
+        if piece.len() == 0 {
+            return;
+        }
+        let end = offset + piece.len();
+        self.size = self.size.max(end);
+        self.cut_out(offset, end);
+        self.bytes += piece.held();
+        self.runs.insert(offset, piece);
     }
 
     /// Cuts or extends the file to `size` bytes; what an extension adds is a hole.
@@ -97,24 +182,38 @@ impl Layer {
         self.size = size;
     }
 
-    /// Copies what this layer knows of `[offset, offset + buf.len())` into `buf`.
+    /// Copies the bytes that this layer holds of `[offset, offset + buf.len())` into `buf`.
     ///
     /// `gaps` are the parts of that range, as file offsets, that are wanted; returned are those
-    /// that must come from below. Bytes that are holes by this layer are left as they are.
-    pub(super) fn read(&self, offset: u64, buf: &mut [u8], gaps: Vec<Gap>) -> Vec<Gap> {
+    /// that must come from below. What other content gives goes to `shared`: where it is wanted
+    /// in the file, and what is wanted. Bytes that are zeros by this layer are left as they are.
+    pub(super) fn read(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        gaps: Vec<Gap>,
+        shared: &mut Vec<(u64, Range)>,
+    ) -> Vec<Gap> {
         let mut below = Vec::new();
         for gap in gaps {
             let mut position = gap.start;
             let first = self.runs.range(..=gap.start).next_back().map_or(gap.start, |run| *run.0);
-            for (&start, run) in self.runs.range(first..gap.end) {
-                let end = start + run.len() as u64;
-                let (from, to) = (start.max(position), end.min(gap.end));
+            for (&start, piece) in self.runs.range(first..gap.end) {
+                let (from, to) = (start.max(position), (start + piece.len()).min(gap.end));
                 if to <= from {
                     continue;
                 }
                 self.push_below(&mut below, Gap { start: position, end: from });
-                let source = &run[(from - start) as usize..(to - start) as usize];
-                buf[(from - offset) as usize..(to - offset) as usize].copy_from_slice(source);
+                let skipped = from - start;
+                match piece {
+                    Piece::Zeros(_) => {}
+                    Piece::Bytes(bytes) => buf[(from - offset) as usize..(to - offset) as usize]
+                        .copy_from_slice(&bytes[skipped as usize..(to - start) as usize]),
+                    Piece::Content(range) => {
+                        let offset = range.offset + skipped;
+                        shared.push((from, Range { offset, length: to - from, ..*range }));
+                    }
+                }
                 position = to;
             }
             self.push_below(&mut below, Gap { start: position, end: gap.end });
@@ -131,7 +230,7 @@ impl Layer {
 
     /// Copies into one run that holds all of the range; answers whether there is one.
     fn overwrite_in_place(&mut self, offset: u64, bytes: &[u8]) -> bool {
-        let Some((&start, run)) = self.runs.range_mut(..=offset).next_back() else {
+        let Some((&start, Piece::Bytes(run))) = self.runs.range_mut(..=offset).next_back() else {
             return false;
         };
         let at = (offset - start) as usize;
@@ -144,20 +243,17 @@ impl Layer {
         }
     }
 
-    /// Removes the bytes of `[start, end)` from the runs.
+    /// Removes `[start, end)` from the runs.
     fn cut_out(&mut self, start: u64, end: u64) {
-        if let Some((&run_start, run)) = self.runs.range_mut(..start).next_back() {
-            let run_end = run_start + run.len() as u64;
-            if start < run_end {
-                if end < run_end {
-                    let tail = run.split_off((end - run_start) as usize);
-                    self.runs.insert(end, tail);
-                }
-                if let Some(run) = self.runs.get_mut(&run_start) {
-                    run.truncate((start - run_start) as usize);
-                }
-                self.bytes -= run_end.min(end) - start;
-            }
+        if let Some((&run_start, piece)) = self.runs.range_mut(..start).next_back()
+            && start < run_start + piece.len()
+        {
+            let held = piece.held();
+            let mut middle = piece.split_off(start - run_start);
+            let kept = piece.held();
+            let rest = (end - start < middle.len()).then(|| middle.split_off(end - start));
+            self.bytes -= held - kept - rest.as_ref().map_or(0, Piece::held);
+            self.runs.extend(rest.map(|rest| (end, rest)));
         }
         let inside: Vec<u64> = self
             .runs
@@ -165,12 +261,10 @@ impl Layer {
             .map(|(&run_start, _)| run_start)
             .collect();
         for run_start in inside {
-            let Some(mut run) = self.runs.remove(&run_start) else { continue };
-            let run_end = run_start + run.len() as u64;
-            if end < run_end {
-                self.runs.insert(end, run.split_off((end - run_start) as usize));
-            }
-            self.bytes -= run_end.min(end) - run_start;
+            let Some(mut piece) = self.runs.remove(&run_start) else { continue };
+            let rest = (end - run_start < piece.len()).then(|| piece.split_off(end - run_start));
+            self.bytes -= piece.held();
+            self.runs.extend(rest.map(|rest| (end, rest)));
         }
     }
 }
@@ -187,11 +281,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::chunk::Address;
 
     #[derive(Debug, Clone)]
     enum Change {
         Write(u64, Vec<u8>),
         Truncate(u64),
+        Zero(u64, u64),
+        Share(u64, u64, u64),
     }
 
     fn change() -> impl Strategy<Value = Change> {
@@ -199,7 +296,17 @@ mod tests {
             3 => (0u64..200, prop::collection::vec(any::<u8>(), 0..60))
                 .prop_map(|(offset, bytes)| Change::Write(offset, bytes)),
             1 => (0u64..260).prop_map(Change::Truncate),
+            1 => (0u64..200, 0u64..60).prop_map(|(offset, length)| Change::Zero(offset, length)),
+            1 => (0u64..200, 0u64..100, 0u64..60)
+                .prop_map(|(offset, from, length)| Change::Share(offset, from, length)),
         ]
+    }
+
+    /// The content that all shared ranges are of: only its size is looked at by a layer.
+    const OTHER: Root = Root { address: Address([7; 32]), size: 200, filled: 200 };
+
+    fn other(offset: u64) -> u8 {
+        offset as u8 ^ 0x5a
     }
 
     /// Reads a whole file through `layers` above `root`.
@@ -207,7 +314,13 @@ mod tests {
         let mut buf = vec![0; size as usize];
         let mut gaps = vec![Gap { start: 0, end: size }];
         for layer in layers.iter().rev() {
-            gaps = layer.read(0, &mut buf, gaps);
+            let mut shared = Vec::new();
+            gaps = layer.read(0, &mut buf, gaps, &mut shared);
+            for (start, range) in shared {
+                for position in 0..range.length {
+                    buf[(start + position) as usize] = other(range.offset + position);
+                }
+            }
         }
         for gap in gaps {
             let end = gap.end.min(root.len() as u64);
@@ -217,6 +330,14 @@ mod tests {
             }
         }
         buf
+    }
+
+    fn write(plain: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
+        let end = offset as usize + bytes.len();
+        if !bytes.is_empty() {
+            plain.resize(plain.len().max(end), 0);
+            plain[offset as usize..end].copy_from_slice(bytes);
+        }
     }
 
     proptest! {
@@ -235,13 +356,16 @@ mod tests {
                     match change {
                         Change::Write(offset, bytes) => {
                             layer.write(offset, &bytes);
-                            let end = offset as usize + bytes.len();
-                            if !bytes.is_empty() {
-                                if plain.len() < end {
-                                    plain.resize(end, 0);
-                                }
-                                plain[offset as usize..end].copy_from_slice(&bytes);
-                            }
+                            write(&mut plain, offset, &bytes);
+                        }
+                        Change::Zero(offset, length) => {
+                            layer.zero(offset, length);
+                            write(&mut plain, offset, &vec![0; length as usize]);
+                        }
+                        Change::Share(offset, from, length) => {
+                            layer.share(offset, Range { root: OTHER, offset: from, length });
+                            let bytes: Vec<u8> = (from..from + length).map(other).collect();
+                            write(&mut plain, offset, &bytes);
                         }
                         Change::Truncate(size) => {
                             layer.truncate(size);
@@ -250,13 +374,13 @@ mod tests {
                     }
                     prop_assert_eq!(layer.size, plain.len() as u64);
                     let runs = layer.runs();
-                    let sum: u64 = layer.runs.values().map(|run| run.len() as u64).sum();
+                    let sum: u64 = layer.runs.values().map(Piece::held).sum();
                     prop_assert_eq!(layer.bytes(), sum);
-                    prop_assert!(layer.runs.values().all(|run| !run.is_empty()) || runs.is_empty());
+                    prop_assert_eq!(runs.len(), layer.runs.len());
                     let mut end = 0;
                     for (&start, run) in &layer.runs {
-                        prop_assert!(end <= start);
-                        end = start + run.len() as u64;
+                        prop_assert!(end <= start && 0 < run.len());
+                        end = start + run.len();
                         prop_assert!(end <= layer.size);
                     }
                 }

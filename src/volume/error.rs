@@ -54,6 +54,9 @@ pub enum Error {
     /// The value of an extended attribute is too large.
     #[error("the extended attribute is too large")]
     AttributeTooLarge,
+    /// There is no data, or no hole, behind this offset.
+    #[error("nothing of that kind behind this offset")]
+    NoData,
     /// Not done by this filesystem; callers have another way.
     #[error("not supported")]
     Unsupported,

@@ -1,11 +1,11 @@
-//! Bytes of files: open, read, write, cut, copy.
+//! Bytes of files: open, read, write, cut.
 //!
 //! Invariants: (1) a read takes all dirty bytes and the root below them under the node's lock, and
 //! loads chunks without it: a root never changes; (2) a write charges the budget before it copies.
 
 use std::sync::Arc;
 
-use super::dirty::{Gap, LAYER_COST_BYTES, Layer, RUN_COST_BYTES};
+use super::dirty::{Gap, LAYER_COST_BYTES, Layer, RUN_COST_BYTES, Range};
 use super::flush::STREAM_BYTES;
 use super::node::{Node, NodeState};
 use super::{
@@ -16,7 +16,7 @@ use crate::meta::{Group, GroupId, Ino, Inode, Key};
 use crate::pyramid::Root;
 
 /// The attribute that gives a program more rights than its caller has; a write takes it away.
-const CAPABILITY: &[u8] = b"security.capability";
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 /// Executable by the group: only then does the set-group-id bit mean a change of group.
 const MODE_GROUP_EXEC: u32 = 0o010;
@@ -40,16 +40,19 @@ impl Volume {
         if flags.truncate {
             self.resize(&node, 0, caller)?;
         }
-        node.state.lock().opens += 1;
+        let mut state = node.state.lock();
+        state.opens += 1;
+        state.writers += u64::from(flags.write);
         Ok(())
     }
 
-    /// Ends what [`Volume::open_file`] began.
-    pub fn release(&self, ino: Ino) {
+    /// Ends what [`Volume::open_file`] began; `write` is as it was there.
+    pub fn release(&self, ino: Ino, write: bool) {
         let Some(node) = self.nodes.peek(ino) else { return };
         let closed = {
             let mut state = node.state.lock();
             state.opens = state.opens.saturating_sub(1);
+            state.writers = state.writers.saturating_sub(u64::from(write));
             state.opens == 0 && state.lookups == 0
         };
         if closed {
@@ -84,13 +87,14 @@ impl Volume {
         }
         let root = self.root_of(node.ino, &mut state)?;
         let mut buf = vec![0; (end - offset) as usize];
-        let (root, gaps) = read_layers(&state, root, offset, &mut buf, end);
+        let loads = read_layers(&state, root, offset, &mut buf);
         drop(state);
-        for gap in gaps {
-            let end = gap.end.min(root.size);
-            if gap.start < end {
-                let place = &mut buf[(gap.start - offset) as usize..(end - offset) as usize];
-                let read = self.pyramid.read(&self.store, &root, gap.start, place);
+        for (start, range) in loads {
+            let end = range.root.size.min(range.offset + range.length);
+            if range.offset < end {
+                let at = (start - offset) as usize;
+                let place = &mut buf[at..at + (end - range.offset) as usize];
+                let read = self.pyramid.read(&self.store, &range.root, range.offset, place);
                 read.map_err(Error::from_content)?;
             }
         }
@@ -208,7 +212,7 @@ impl Volume {
     /// The layer of the open group that takes changes, and what it costs already.
     ///
     /// A layer that its flusher shares is sealed: a new one goes on top of it.
-    fn top_layer<'a>(
+    pub(super) fn top_layer<'a>(
         &self,
         node: &Arc<Node>,
         state: &'a mut NodeState,
@@ -233,14 +237,14 @@ impl Volume {
         (before, top)
     }
 
-    fn mark_dirty(&self, node: &Arc<Node>, state: &mut NodeState, group: GroupId) {
+    pub(super) fn mark_dirty(&self, node: &Arc<Node>, state: &mut NodeState, group: GroupId) {
         if state.dirty_in != Some(group) {
             state.dirty_in = Some(group);
             self.commits.add_dirty(group, node);
         }
     }
 
-    fn has_capability(&self, ino: Ino, state: &mut NodeState) -> Result<bool, Error> {
+    pub(super) fn has_capability(&self, ino: Ino, state: &mut NodeState) -> Result<bool, Error> {
         if state.no_capability {
             return Ok(false);
         }
@@ -248,129 +252,29 @@ impl Volume {
         state.no_capability = !found;
         Ok(found)
     }
-
-    /// Copies a range of one file into another without copying bytes, where that is possible:
-    /// all of a file to the start of one that is not longer. Returns the bytes copied.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Unsupported`] for other ranges: the kernel then copies by reading and writing.
-    pub fn copy_range(
-        &self,
-        from: Ino,
-        from_offset: u64,
-        to: Ino,
-        to_offset: u64,
-        len: u64,
-        wait: Wait,
-    ) -> Result<u64, Error> {
-        if from == to || from_offset != to_offset {
-            return Err(Error::Unsupported);
-        }
-        self.begin_change(wait)?;
-        let (source, target) = (self.nodes.get(from), self.nodes.get(to));
-        let copied = self.copy_nodes(&source, &target, from_offset, len, wait);
-        self.nodes.put(source);
-        self.nodes.put(target);
-        copied
-    }
-
-    fn copy_nodes(
-        &self,
-        source: &Arc<Node>,
-        target: &Arc<Node>,
-        offset: u64,
-        len: u64,
-        wait: Wait,
-    ) -> Result<u64, Error> {
-        loop {
-            if !source.state.lock().layers.is_empty() {
-                if wait == Wait::No {
-                    return Err(Error::WouldWait);
-                }
-                self.flush_node(source, GroupId(u64::MAX))?;
-            }
-            let (low, high) =
-                if source.ino < target.ino { (source, target) } else { (target, source) };
-            let mut low_state = low.state.lock();
-            let mut high_state = high.state.lock();
-            let (source_state, target_state) = if source.ino < target.ino {
-                (&mut *low_state, &mut *high_state)
-            } else {
-                (&mut *high_state, &mut *low_state)
-            };
-            if !source_state.layers.is_empty() {
-                continue;
-            }
-            let root = self.root_of(source.ino, source_state)?;
-            let inodes = (self.inode(source.ino)?, self.inode(target.ino)?);
-            regular(&inodes.0)?;
-            regular(&inodes.1)?;
-            return self.share_root(target, target_state, inodes, root, (offset, len));
-        }
-    }
-
-    fn share_root(
-        &self,
-        target: &Arc<Node>,
-        state: &mut NodeState,
-        (source_inode, mut inode): (Inode, Inode),
-        root: Root,
-        (offset, len): (u64, u64),
-    ) -> Result<u64, Error> {
-        let size = source_inode.size;
-        let copied = len.min(size.saturating_sub(offset));
-        if copied == 0 {
-            return Ok(0);
-        }
-        if root.size != size {
-            return Err(Error::Unsupported);
-        }
-        let held = self.root_of(target.ino, state)?;
-        let same = state.layers.iter().rev().find_map(|layer| layer.base).unwrap_or(held);
-        let untouched = state.layers.iter().all(|layer| layer.bytes() == 0 && layer.size == size);
-        if (same.address, same.size) == (root.address, root.size) && untouched && inode.size == size
-        {
-            // A copy in several calls: the first one brought all of it.
-            return Ok(copied);
-        }
-        if offset != 0 || copied != size || size < inode.size {
-            return Err(Error::Unsupported);
-        }
-        let now = self.clock.now();
-        clear_set_id(&mut inode);
-        let group = self.meta.enter();
-        self.mark_dirty(target, state, group.id());
-        let layer = Layer::replacing(group.id(), root);
-        self.budget.settle(0, layer.cost());
-        state.layers.push_back(Arc::new(layer));
-        inode.size = size;
-        inode.mtime = now;
-        inode.ctime = now;
-        group.put(&Key::Inode(target.ino), inode.encode());
-        Ok(copied)
-    }
 }
 
-/// Copies what the layers hold; returns the content below them and what must be read from it.
-fn read_layers(
-    state: &NodeState,
-    root: Root,
-    offset: u64,
-    buf: &mut [u8],
-    end: u64,
-) -> (Root, Vec<Gap>) {
-    let mut gaps = vec![Gap { start: offset, end }];
+/// Copies what the layers hold; returns what must be read of stored content: where it is wanted
+/// in the file, and what is wanted. The rest are zeros.
+fn read_layers(state: &NodeState, root: Root, offset: u64, buf: &mut [u8]) -> Vec<(u64, Range)> {
+    let mut loads = Vec::new();
+    let mut below = root;
+    let mut gaps = vec![Gap { start: offset, end: offset + buf.len() as u64 }];
     for layer in state.layers.iter().rev() {
-        gaps = layer.read(offset, buf, gaps);
+        gaps = layer.read(offset, buf, gaps, &mut loads);
         if let Some(base) = layer.base {
-            return (base, gaps);
+            below = base;
+            break;
         }
     }
-    (root, gaps)
+    let load = |gap: Gap| {
+        (gap.start, Range { root: below, offset: gap.start, length: gap.end - gap.start })
+    };
+    loads.extend(gaps.into_iter().map(load));
+    loads
 }
 
-fn regular(inode: &Inode) -> Result<(), Error> {
+pub(super) fn regular(inode: &Inode) -> Result<(), Error> {
     match inode.mode & MODE_TYPE {
         MODE_FILE => Ok(()),
         MODE_DIR => Err(Error::IsADirectory),

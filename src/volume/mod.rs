@@ -1,7 +1,8 @@
 //! The filesystem: names, inodes, handles, dirty runs and commits, on top of `store` and `meta`.
 //!
 //! Owns [`Volume`]. Its operations stand in `names` (create, rename, …), `attrs` (attributes),
-//! `io` (read, write, copies), `flush` (dirty layers become roots) and `commit` (groups become
+//! `io` (read, write), `ranges` (copies,
+//! holes), `flush` (dirty layers become roots) and `commit` (groups become
 //! durable); `node`, `dirty` and `budget` hold what they share.
 //!
 //! Invariants: (1) an operation first gets all that it may wait for (dirty space, room in the
@@ -34,6 +35,7 @@ mod flush;
 mod io;
 mod names;
 mod node;
+mod ranges;
 mod space;
 mod status;
 mod superblock;

@@ -36,6 +36,8 @@ pub(super) struct NodeState {
     pub(super) lookups: u64,
     /// Open handles.
     pub(super) opens: u64,
+    /// Those of them that can write: while there are any, the kernel may hold dirty bytes.
+    pub(super) writers: u64,
     /// Content below the layers, when it was needed once.
     pub(super) root: Option<Root>,
     /// Dirty layers, the oldest first. Sealed ones are shared with their flusher.

@@ -149,6 +149,32 @@ pub struct RenameFlags {
     pub exchange: bool,
 }
 
+/// What happens to a range of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allocate {
+    /// Make sure that there is room, and extend the file unless its size is kept.
+    Reserve {
+        /// Leave the size as it is.
+        keep_size: bool,
+    },
+    /// Make a hole within the file's size.
+    Punch,
+    /// Make zeros, and extend the file unless its size is kept.
+    Zero {
+        /// Leave the size as it is.
+        keep_size: bool,
+    },
+}
+
+/// What is looked for in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// Bytes that are no hole.
+    Data,
+    /// A hole.
+    Hole,
+}
+
 /// How an extended attribute is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XattrMode {

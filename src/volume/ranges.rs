@@ -1,0 +1,265 @@
+//! Ranges of files: copies that share chunks, reserving, punching, zeroing, and where data lies.
+//!
+//! Invariant: whatever its length, a change of a range is one run of a layer. Its cost is paid when
+//! the layer is flushed, and there it depends on the tree's depth, not on the length.
+
+use std::sync::Arc;
+
+use super::dirty::{Layer, Range};
+use super::io::{CAPABILITY, clear_set_id, regular};
+use super::node::{Node, NodeState};
+use super::{Allocate, Caller, Error, FILE_BYTES_MAX, Seek, Volume, Wait};
+use crate::meta::{GroupId, Ino, Inode, Key};
+use crate::pyramid::Root;
+
+/// A copy between files: from where, to where, how much, all in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Copy {
+    from: u64,
+    to: u64,
+    length: u64,
+}
+
+impl Volume {
+    /// Copies a range of one file into another, or to another place of the same, by sharing chunks.
+    /// Returns the bytes copied: fewer only where the source ends.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] where the offsets differ by more than whole chunks: the kernel then
+    /// copies by reading and writing.
+    pub fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        length: u64,
+        wait: Wait,
+    ) -> Result<u64, Error> {
+        let chunk_bytes = self.superblock.profile.chunk_bytes() as u64;
+        if from_offset % chunk_bytes != to_offset % chunk_bytes {
+            return Err(Error::Unsupported);
+        }
+        self.begin_change(wait)?;
+        let copy = Copy { from: from_offset, to: to_offset, length };
+        let (source, target) = (self.nodes.get(from), self.nodes.get(to));
+        let copied = self.copy_nodes(&source, &target, copy, wait);
+        self.nodes.put(source);
+        self.nodes.put(target);
+        copied
+    }
+
+    fn copy_nodes(
+        &self,
+        source: &Arc<Node>,
+        target: &Arc<Node>,
+        copy: Copy,
+        wait: Wait,
+    ) -> Result<u64, Error> {
+        loop {
+            if !source.state.lock().layers.is_empty() {
+                if wait == Wait::No {
+                    return Err(Error::WouldWait);
+                }
+                self.flush_node(source, GroupId(u64::MAX))?;
+            }
+            if source.ino == target.ino {
+                let mut state = source.state.lock();
+                if state.layers.is_empty() {
+                    return self.copy_within(source, &mut state, copy);
+                }
+                continue;
+            }
+            let source_first = source.ino < target.ino;
+            let (low, high) = if source_first { (source, target) } else { (target, source) };
+            let mut low_state = low.state.lock();
+            let mut high_state = high.state.lock();
+            let (source_state, target_state) = match source_first {
+                true => (&mut *low_state, &mut *high_state),
+                false => (&mut *high_state, &mut *low_state),
+            };
+            if source_state.layers.is_empty() {
+                let root = self.root_of(source.ino, source_state)?;
+                let source_inode = self.inode(source.ino)?;
+                return self.share(target, target_state, (&source_inode, root), copy);
+            }
+        }
+    }
+
+    fn copy_within(
+        &self,
+        node: &Arc<Node>,
+        state: &mut NodeState,
+        copy: Copy,
+    ) -> Result<u64, Error> {
+        let inode = self.inode(node.ino)?;
+        let length = copy.length.min(inode.size.saturating_sub(copy.from));
+        if copy.from.abs_diff(copy.to) < length {
+            return Err(Error::Invalid { what: "the ranges of a copy within a file overlap" });
+        }
+        let root = self.root_of(node.ino, state)?;
+        self.share(node, state, (&inode, root), copy)
+    }
+
+    /// Lays the source's range over the target. The source has no dirty layers.
+    fn share(
+        &self,
+        target: &Arc<Node>,
+        state: &mut NodeState,
+        (source, root): (&Inode, Root),
+        copy: Copy,
+    ) -> Result<u64, Error> {
+        let mut inode = self.inode(target.ino)?;
+        regular(source)?;
+        regular(&inode)?;
+        let length = copy.length.min(source.size.saturating_sub(copy.from));
+        if length == 0 {
+            return Ok(0);
+        }
+        let end = copy.to.checked_add(length).filter(|&end| end <= FILE_BYTES_MAX);
+        let end = end.ok_or(Error::TooLarge)?;
+        if root.size != source.size {
+            return Err(Error::Unsupported);
+        }
+        self.root_of(target.ino, state)?;
+        let capability = self.has_capability(target.ino, state)?;
+        let now = self.clock.now();
+        clear_set_id(&mut inode);
+        let group = self.meta.enter();
+        let whole = copy.from == 0 && copy.to == 0 && length == source.size;
+        if whole && inode.size <= source.size {
+            self.mark_dirty(target, state, group.id());
+            let layer = Layer::replacing(group.id(), root);
+            self.budget.settle(0, layer.cost());
+            state.layers.push_back(Arc::new(layer));
+        } else {
+            let (before, layer) = self.top_layer(target, state, &group, inode.size);
+            layer.share(copy.to, Range { root, offset: copy.from, length });
+            let after = layer.cost();
+            self.budget.settle(before, after);
+        }
+        inode.size = inode.size.max(end);
+        inode.mtime = now;
+        inode.ctime = now;
+        group.put(&Key::Inode(target.ino), inode.encode());
+        if capability {
+            group.delete(&Key::Xattr { ino: target.ino, name: CAPABILITY });
+            state.no_capability = true;
+        }
+        Ok(length)
+    }
+
+    /// Reserves, punches or zeroes a range.
+    pub fn allocate(
+        &self,
+        ino: Ino,
+        offset: u64,
+        length: u64,
+        how: Allocate,
+        caller: Caller,
+        wait: Wait,
+    ) -> Result<(), Error> {
+        if length == 0 {
+            return Err(Error::Invalid { what: "the range has no bytes" });
+        }
+        let end = offset.checked_add(length).filter(|&end| end <= FILE_BYTES_MAX);
+        let end = end.ok_or(Error::TooLarge)?;
+        self.begin_change(wait)?;
+        if let Allocate::Reserve { .. } = how {
+            // Chunks have no place before they are written: what can be said is whether there is
+            // room now.
+            self.admit(length)?;
+        }
+        let node = self.nodes.get(ino);
+        let changed = self.allocate_node(&node, offset, end, how, caller);
+        self.nodes.put(node);
+        changed
+    }
+
+    fn allocate_node(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        end: u64,
+        how: Allocate,
+        caller: Caller,
+    ) -> Result<(), Error> {
+        let mut state = node.state.lock();
+        let mut inode = self.inode(node.ino)?;
+        regular(&inode)?;
+        self.root_of(node.ino, &mut state)?;
+        let size = match how {
+            Allocate::Punch => inode.size,
+            Allocate::Reserve { keep_size } | Allocate::Zero { keep_size } if keep_size => {
+                inode.size
+            }
+            Allocate::Reserve { .. } | Allocate::Zero { .. } => inode.size.max(end),
+        };
+        let now = self.clock.now();
+        if caller.uid != 0 {
+            clear_set_id(&mut inode);
+        }
+        let group = self.meta.enter();
+        let (before, layer) = self.top_layer(node, &mut state, &group, inode.size);
+        if inode.size < size {
+            layer.truncate(size);
+        }
+        if !matches!(how, Allocate::Reserve { .. }) && offset < size {
+            layer.zero(offset, end.min(size) - offset);
+        }
+        let after = layer.cost();
+        self.budget.settle(before, after);
+        inode.size = size;
+        inode.mtime = now;
+        inode.ctime = now;
+        group.put(&Key::Inode(node.ino), inode.encode());
+        Ok(())
+    }
+
+    /// Returns the next offset from `offset` on that lies in data or in a hole; the end of a file
+    /// counts as a hole. Dirty bytes are stored first, as only a tree knows its holes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoData`] when there is none before the end.
+    pub fn seek(&self, ino: Ino, offset: u64, wanted: Seek, wait: Wait) -> Result<u64, Error> {
+        self.check_open()?;
+        let node = self.nodes.get(ino);
+        let found = self.seek_node(&node, offset, wanted, wait);
+        self.nodes.put(node);
+        found
+    }
+
+    fn seek_node(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        wanted: Seek,
+        wait: Wait,
+    ) -> Result<u64, Error> {
+        regular(&self.inode(node.ino)?)?;
+        let root = loop {
+            if !node.state.lock().layers.is_empty() {
+                if wait == Wait::No {
+                    return Err(Error::WouldWait);
+                }
+                self.flush_node(node, GroupId(u64::MAX))?;
+            }
+            let mut state = node.state.lock();
+            if state.layers.is_empty() {
+                break self.root_of(node.ino, &mut state)?;
+            }
+        };
+        let found = match wanted {
+            Seek::Data => self.pyramid.next_data(&self.store, &root, offset),
+            Seek::Hole => self.pyramid.next_hole(&self.store, &root, offset),
+        };
+        found.map_err(Error::from_content)?.ok_or(Error::NoData)
+    }
+
+    /// Whether the kernel may hold bytes of the file that were not handed over.
+    pub fn has_writers(&self, ino: Ino) -> bool {
+        self.nodes.peek(ino).is_some_and(|node| node.state.lock().writers != 0)
+    }
+}
