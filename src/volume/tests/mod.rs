@@ -8,6 +8,7 @@ use crate::sys::sim::{SimClock, SimDisk, SimRng};
 
 mod crash;
 mod files;
+mod model;
 mod names;
 
 /// The caller of most tests.
