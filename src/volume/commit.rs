@@ -11,18 +11,24 @@
 //! no space is taken up again with the same group; (3) any other failure poisons the volume.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use rayon::prelude::*;
 
 use super::node::Node;
 use super::{Error, Volume, Wait};
+use crate::sys::Clock;
 use crate::meta::{Counters, GroupId, Ino, Key, Meta};
+use crate::store::LogPosition;
 
 /// A group of this many bytes is committed before it takes more, so that its record fits a pack.
 const GROUP_BYTES_MAX: u64 = 8 << 20;
+
+/// Threads that flush; hashing inside a flush uses all cores anyway.
+const FLUSHERS: usize = 2;
 
 /// Nodes that pressure puts into the flushers' queue at a time.
 const FLUSHES_AHEAD_MAX: usize = 64;
@@ -30,8 +36,8 @@ const FLUSHES_AHEAD_MAX: usize = 64;
 /// The commit that runs, and what all know of commits.
 #[derive(Debug, Default)]
 pub(super) struct Commits {
-    /// Held by the one who commits: a group that is cut but not yet durable.
-    running: Mutex<Option<Cut>>,
+    /// Held by the one who commits.
+    running: Mutex<Running>,
     /// Nodes with layers, by group.
     dirty: Mutex<BTreeMap<GroupId, Vec<Arc<Node>>>>,
     /// Nodes that have had layers since they were last flushed, the longest first. Each stands
@@ -42,11 +48,22 @@ pub(super) struct Commits {
     timer: Arc<Timer>,
 }
 
+/// How far commits have come.
+#[derive(Debug, Default)]
+struct Running {
+    /// A group that is cut and not durable yet.
+    cut: Option<Cut>,
+    /// The number of the last group that is durable.
+    durable: u64,
+}
+
 /// A group that is cut.
 #[derive(Debug)]
 struct Cut {
     group: GroupId,
     nodes: Vec<Arc<Node>>,
+    /// Its record and counters, once all its layers are flushed: a second try appends the same.
+    record: Option<(Vec<u8>, Counters)>,
 }
 
 #[derive(Debug, Default)]
@@ -139,13 +156,21 @@ impl Volume {
 
     /// Reports once that bytes of the file were lost.
     pub(super) fn take_error(&self, ino: Ino) -> Result<(), Error> {
-        let error = self.nodes.peek(ino).and_then(|node| node.state.lock().error.take());
+        let Some(node) = self.nodes.peek(ino) else { return Ok(()) };
+        let error = node.state.lock().error.take();
+        self.nodes.put(node);
         error.map_or(Ok(()), |why| Err(Error::WriteLost { why }))
     }
 
     pub(super) fn commit_all(&self) -> Result<(), Error> {
+        // All that was changed before the call is in this group or in an older one.
+        let wanted = self.meta.enter().id();
         let mut running = self.commits.running.lock();
         self.commits.check_poison()?;
+        if wanted.0 <= running.durable {
+            // Another's commit took it along while this call waited.
+            return Ok(());
+        }
         let result = self.commit_running(&mut running);
         drop(running);
         match &result {
@@ -156,8 +181,8 @@ impl Volume {
     }
 
     /// Finishes the group that is cut already, if one is, and then the open one.
-    fn commit_running(&self, running: &mut Option<Cut>) -> Result<(), Error> {
-        if running.is_some() {
+    fn commit_running(&self, running: &mut Running) -> Result<(), Error> {
+        if running.cut.is_some() {
             self.finish_cut(running)?;
         }
         if self.meta.wants_take_in() && !self.options.background {
@@ -169,32 +194,75 @@ impl Volume {
         });
         let Some((group, (nodes, counters))) = cut else { return Ok(()) };
         self.counters.lock().next_base = counters;
-        *running = Some(Cut { group, nodes });
+        running.cut = Some(Cut { group, nodes, record: None });
         self.finish_cut(running)
     }
 
-    fn finish_cut(&self, running: &mut Option<Cut>) -> Result<(), Error> {
-        let Some(cut) = running.as_ref() else { return Ok(()) };
+    fn finish_cut(&self, running: &mut Running) -> Result<(), Error> {
+        let Some(cut) = running.cut.as_mut() else { return Ok(()) };
         let group = cut.group;
-        if self.options.background && 1 < cut.nodes.len() {
-            cut.nodes.par_iter().try_for_each(|node| self.flush_node(node, group))?;
-        } else {
-            cut.nodes.iter().try_for_each(|node| self.flush_node(node, group))?;
+        let (record, counters) = match cut.record.take() {
+            Some(record) => record,
+            None => {
+                self.flush_cut(cut)?;
+                let counters = self.counters.lock().committing(group);
+                self.meta.amend(group, &Key::Counters, Some(counters.encode()));
+                (self.meta.record(), counters)
+            }
+        };
+        let position = self.append_record(&record);
+        if position.is_err() {
+            cut.record = Some((record, counters));
         }
-        let counters = self.counters.lock().committing(group);
-        self.meta.amend(group, &Key::Counters, Some(counters.encode()));
-        let flushed = self.store.flush()?;
-        let position = self.store.commit(flushed, &self.meta.record())?;
-        self.meta.committed(position);
+        self.meta.committed(position?);
         self.counters.lock().committed(group, counters);
+        running.durable = group.0;
         self.commits.unlist_clean();
-        if let Some(cut) = running.take() {
+        if let Some(cut) = running.cut.take() {
             cut.nodes.into_iter().for_each(|node| self.nodes.put(node));
         }
+        // Whoever wanted dirty space meanwhile may have found the list empty.
+        self.relieve();
         if self.meta.wants_take_in() {
             self.wake_timer();
         }
         Ok(())
+    }
+
+    fn append_record(&self, record: &[u8]) -> Result<LogPosition, Error> {
+        let flushed = self.store.flush()?;
+        Ok(self.store.commit(flushed, record)?)
+    }
+
+    /// Flushes all layers of a group that is cut, on several threads when there are several nodes.
+    ///
+    /// Not on the threads that hash: a flush may wait for another flusher of the same node, which
+    /// waits for hashing.
+    fn flush_cut(&self, cut: &Cut) -> Result<(), Error> {
+        let threads = match self.options.background {
+            true => FLUSHERS.min(cut.nodes.len()),
+            false => 1,
+        };
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(node) = cut.nodes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.flush_node(node, cut.group)?;
+            }
+            Ok(())
+        };
+        if threads <= 1 {
+            return work();
+        }
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut result = work();
+            for other in others {
+                // A panic in there goes on here: the commit must not end as if all were flushed.
+                let finished = other.join().unwrap_or_else(|panic| resume_unwind(panic));
+                result = result.and(finished);
+            }
+            result
+        })
     }
 
     /// Makes room in the open group: commits when it is full.
@@ -211,7 +279,10 @@ impl Volume {
     /// Has the longest dirty nodes flushed when many bytes are dirty.
     pub(super) fn relieve(&self) {
         // Those in the flushers' queue are on their way: no more are added than are needed.
-        while self.budget.is_pressed() && self.flushers.len() < FLUSHES_AHEAD_MAX {
+        for _ in 0..FLUSHES_AHEAD_MAX {
+            if !self.budget.is_pressed() || FLUSHES_AHEAD_MAX <= self.flushers.len() {
+                return;
+            }
             let Some(node) = self.commits.longest_dirty() else { return };
             self.flush_soon(&node);
             self.nodes.put(node);
@@ -220,14 +291,15 @@ impl Volume {
 
     pub(super) fn start_threads(self: &Arc<Self>) {
         let mut threads = self.threads.lock();
-        for _ in 0..2 {
+        for _ in 0..FLUSHERS {
             let worker = self.flushers.worker(Arc::downgrade(self));
             threads.push(std::thread::spawn(worker));
         }
         let timer = Arc::clone(&self.commits.timer);
         let interval = Duration::from_millis(self.options.commit_interval_ms);
         let weak = Arc::downgrade(self);
-        threads.push(std::thread::spawn(move || timer_thread(&timer, interval, &weak)));
+        let clock = Arc::clone(&self.clock);
+        threads.push(std::thread::spawn(move || timer_thread(&timer, &*clock, interval, &weak)));
         let timer = Arc::clone(&self.commits.timer);
         let weak = Arc::downgrade(self);
         threads.push(std::thread::spawn(move || take_in_thread(&timer, &weak)));
@@ -265,12 +337,18 @@ impl Volume {
 }
 
 /// Commits what is dirty, every `interval`.
-fn timer_thread(timer: &Timer, interval: Duration, volume: &Weak<Volume>) {
+fn timer_thread(timer: &Timer, clock: &dyn Clock, interval: Duration, volume: &Weak<Volume>) {
     loop {
         {
             let mut state = timer.state.lock();
-            let end = std::time::Instant::now() + interval;
-            while !state.stopped && !timer.changed.wait_until(&mut state, end).timed_out() {}
+            let end = clock.monotonic() + interval;
+            loop {
+                // Woken early, it waits for the rest: by the clock, which a test may hold.
+                let left = end.saturating_sub(clock.monotonic());
+                if state.stopped || timer.changed.wait_for(&mut state, left).timed_out() {
+                    break;
+                }
+            }
             if state.stopped {
                 return;
             }

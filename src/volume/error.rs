@@ -115,6 +115,14 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// A commit record is damaged that the checkpoint does not hold.
+    #[error(
+        "commit record {sequence} is damaged, so what it changed is not known; mount with --read-only to save what is there"
+    )]
+    RecordMissing {
+        /// Its sequence number.
+        sequence: u64,
+    },
     /// A tree is damaged or a chunk cannot be had.
     #[error(transparent)]
     Content(pyramid::Error<store::Error>),
@@ -123,7 +131,7 @@ pub enum Error {
     Store(store::Error),
     /// The metadata failed.
     #[error(transparent)]
-    Meta(#[from] meta::Error),
+    Meta(meta::Error),
     /// An entry of the metadata makes no sense.
     #[error("an entry of the metadata is damaged ({0}); run `pyramidfs check`")]
     Entry(#[from] meta::CodecError),
@@ -135,6 +143,17 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+}
+
+impl From<meta::Error> for Error {
+    fn from(error: meta::Error) -> Error {
+        match error {
+            meta::Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Error::NoSpace
+            }
+            other => Error::Meta(other),
+        }
+    }
 }
 
 impl Error {
