@@ -14,7 +14,7 @@ use super::*;
 use crate::check;
 use crate::sys::Timestamp;
 use crate::sys::overlay::OverlayDisk;
-use crate::sys::sim::{CallKind, Keep, Moment};
+use crate::sys::sim::{Keep, Moment};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 

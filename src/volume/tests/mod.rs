@@ -9,7 +9,6 @@ use crate::sys::Disk;
 use crate::sys::sim::{SimClock, SimDisk, SimRng};
 
 mod crash;
-mod files;
 mod faults;
 mod files;
 mod format;
