@@ -173,7 +173,8 @@ impl Worker {
         let state = extract(&volume);
         if !self.history.contains(&state) {
             let newest = self.history.last().unwrap();
-            let wrong: Vec<_> = state.iter().filter(|(ino, e)| newest.get(ino) != Some(e)).collect();
+            let wrong: Vec<_> =
+                state.iter().filter(|(ino, e)| newest.get(ino) != Some(e)).collect();
             panic!("{label}: a state that never was; unlike the newest: {wrong:.300?}");
         }
         if turn.is_multiple_of(5) {
@@ -449,4 +450,27 @@ proptest! {
         let image = worker.disk.crash(Keep::Nothing);
         worker.judge(&image, "behind a close");
     }
+}
+
+#[test]
+fn a_crash_during_mkfs_leaves_a_volume_or_a_place_for_one() {
+    let (disk, clock) = (SimDisk::new(), SimClock::new());
+    let images = Images::default();
+    let mut volumes = 0;
+    watch(&disk, &images, crate::testing::seed());
+    create(&disk, &clock);
+    let mut images = std::mem::take(&mut *images.lock());
+    images.push((disk.crash(Keep::Nothing), "finished".to_owned()));
+    let count = images.len();
+    for (image, label) in images {
+        match Volume::open(Arc::new(image.clone()), Arc::new(clock.clone()), small()) {
+            Ok(_) => volumes += 1,
+            Err(Error::NoVolume) => create(&image, &clock),
+            Err(error) => panic!("{label}: {error}"),
+        }
+        assert_clean(&image, &clock, true, &label);
+        let volume = open(&image, &clock, small());
+        assert_eq!(extract(&volume).len(), 1, "{label}");
+    }
+    assert!(0 < volumes && volumes < count, "{volumes} of {count} images are volumes");
 }
