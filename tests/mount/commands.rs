@@ -271,7 +271,11 @@ fn read_only_changes_nothing_on_the_disk() {
         assert_eq!(listing(&site.volume()), before);
     }
     site.check();
-    assert_eq!(listing(&site.volume()), before, "check has changed something");
+    let without_lock = |lines: Vec<String>| {
+        lines.into_iter().filter(|line| !line.starts_with("lock ")).collect::<Vec<_>>()
+    };
+    // Only the note in the lock says now that it was checked.
+    assert_eq!(without_lock(listing(&site.volume())), without_lock(before));
 }
 
 #[test]
