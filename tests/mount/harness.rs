@@ -44,6 +44,11 @@ pub struct Site {
 impl Site {
     /// Makes the directory and the mountpoint, but no volume.
     pub fn bare() -> Site {
+        Site::within(LIMIT)
+    }
+
+    /// The same with another time limit.
+    fn within(limit: Duration) -> Site {
         assert!(nix::unistd::geteuid().is_root(), "this test mounts: run it as root");
         assert!(Path::new("/dev/fuse").exists(), "this test mounts: it needs /dev/fuse");
         let dir = tempfile::Builder::new().prefix("pyramidfs-test-").tempdir_in(base()).unwrap();
@@ -55,7 +60,7 @@ impl Site {
         let (done, ended) = channel();
         let (path, flag) = (dir.path().to_owned(), Arc::clone(&late));
         let watchdog = std::thread::spawn(move || {
-            if ended.recv_timeout(LIMIT) != Err(RecvTimeoutError::Timeout) {
+            if ended.recv_timeout(limit) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
             flag.store(true, Ordering::SeqCst);
@@ -197,7 +202,7 @@ impl Drop for Site {
             let _ = watchdog.join();
         }
         if self.late.load(Ordering::SeqCst) && !std::thread::panicking() {
-            panic!("the test took longer than {LIMIT:?} and its mount was cut");
+            panic!("the test took too long and its mount was cut");
         }
     }
 }
@@ -371,4 +376,21 @@ pub fn daemons(dir: &Path) -> Vec<i32> {
                 && words.any(|word| Path::new(word).starts_with(dir))
         })
         .collect()
+}
+
+#[test]
+fn a_mount_that_hangs_fails_its_test_and_is_cut() {
+    let dir = std::sync::Mutex::new(PathBuf::new());
+    let failed = std::panic::catch_unwind(|| {
+        let site = Site::within(Duration::from_secs(2));
+        *dir.lock().unwrap() = site.path("");
+        site.ok(["mkfs".as_ref(), site.volume().as_os_str()]);
+        site.mount();
+        let pid = Pid::from_raw(daemons(&site.volume())[0]);
+        kill(pid, Signal::SIGSTOP).unwrap();
+        assert_ne!(errno_of(fs::create_dir(site.at("new"))), 0);
+    });
+    assert!(failed.is_err(), "the test that hung has not failed");
+    let dir = dir.into_inner().unwrap();
+    assert!(!is_mounted(&dir) && daemons(&dir).is_empty() && !dir.exists());
 }
