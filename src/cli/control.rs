@@ -259,11 +259,12 @@ fn send<T: Serialize>(mut stream: &UnixStream, message: &T) -> io::Result<()> {
 
 /// Reads one line and not a byte more: another may follow.
 fn receive<T: for<'a> Deserialize<'a>>(stream: &UnixStream, bytes_max: u64) -> io::Result<T> {
-    let mut line = Vec::new();
-    for byte in stream.take(bytes_max).bytes() {
-        match byte? {
-            b'\n' => return Ok(serde_json::from_slice(&line)?),
-            byte => line.push(byte),
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    let mut limited = stream.take(bytes_max);
+    while limited.read(&mut byte)? == 1 {
+        match byte {
+            [b'\n'] => return Ok(serde_json::from_slice(&line)?),
+            [byte] => line.push(byte),
         }
     }
     Err(io::ErrorKind::UnexpectedEof.into())

@@ -453,7 +453,10 @@ fn list(path: &Path) -> io::Result<String> {
 
 fn stat(found: &fs::Metadata) -> String {
     let size = if found.is_dir() { 0 } else { found.len() };
-    let mtime = if found.mtime() < NOW_SECONDS {
+    let mtime = if found.file_type().is_fifo() {
+        // What is written to a pipe moves its time only where the kernel keeps it itself.
+        "-".to_owned()
+    } else if found.mtime() < NOW_SECONDS {
         format!("{}.{:09}", found.mtime(), found.mtime_nsec())
     } else {
         "now".to_owned()
