@@ -38,7 +38,7 @@ impl Volume {
         }
         let node = self.nodes.get(ino);
         if flags.truncate {
-            self.resize(&node, 0, caller)?;
+            self.resize(&node, 0, caller, Touch::Always)?;
         }
         node.state.lock().opens += 1;
         Ok(())
@@ -174,7 +174,13 @@ impl Volume {
     }
 
     /// Changes the size of a file; the caller holds no locks.
-    pub(super) fn resize(&self, node: &Arc<Node>, size: u64, caller: Caller) -> Result<(), Error> {
+    pub(super) fn resize(
+        &self,
+        node: &Arc<Node>,
+        size: u64,
+        caller: Caller,
+        touch: Touch,
+    ) -> Result<(), Error> {
         if FILE_BYTES_MAX < size {
             return Err(Error::TooLarge);
         }
@@ -194,9 +200,11 @@ impl Volume {
             let after = layer.cost();
             self.budget.settle(before, after);
         }
-        inode.size = size;
-        inode.mtime = now;
-        inode.ctime = now;
+        if size != inode.size || touch == Touch::Always {
+            inode.size = size;
+            inode.mtime = now;
+            inode.ctime = now;
+        }
         group.put(&Key::Inode(node.ino), inode.encode());
         if capability {
             group.delete(&Key::Xattr { ino: node.ino, name: CAPABILITY });
@@ -350,6 +358,15 @@ impl Volume {
         group.put(&Key::Inode(target.ino), inode.encode());
         Ok(copied)
     }
+}
+
+/// Whether a change of size that changes nothing counts as a change of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Touch {
+    /// O_TRUNC: the times move even when the file was empty.
+    Always,
+    /// truncate(2): they stay when the size stays. ftruncate(2) names the time itself.
+    IfChanged,
 }
 
 /// Copies what the layers hold; returns the content below them and what must be read from it.

@@ -168,10 +168,10 @@ impl Maker {
             7 => Step::MapRead { path },
             8 => Step::MapWrite { path, offset, seed, len },
             9 => {
-                let offset = if seed % 2 == 0 { 0 } else { offset as i64 };
+                let offset = if seed.is_multiple_of(2) { 0 } else { offset as i64 };
                 Step::Copy { from: path, to: self.there(), offset, len: 1 << 20 }
             }
-            10 if seed % 4 == 0 => Step::Empty { path },
+            10 if seed.is_multiple_of(4) => Step::Empty { path },
             _ => Step::Fsync { path },
         }
     }
@@ -208,7 +208,7 @@ impl Maker {
                 let (seconds, nanos) = (seed % 900_000_000, (seed >> 33) % 1_000_000_000);
                 Step::Times { path, seconds: seconds as i64, nanos: nanos as i64 }
             }
-            4..7 => Step::Stat { path, follow: seed % 2 == 0 },
+            4..7 => Step::Stat { path, follow: seed.is_multiple_of(2) },
             7 | 8 => {
                 let flags = *self.numbers.pick(&[0, 0, libc::XATTR_CREATE, libc::XATTR_REPLACE]);
                 Step::SetXattr { path, name, seed, len: (seed >> 40) as usize % 200, flags }

@@ -296,9 +296,8 @@ fn statfs_tells_the_room_of_the_disk_below() {
     let ours = nix::sys::statvfs::statvfs(&site.mountpoint()).unwrap();
     let below = nix::sys::statvfs::statvfs(&site.path("")).unwrap();
     assert_eq!(ours.name_max(), 255);
-    let bytes = |found: &nix::sys::statvfs::Statvfs| {
-        found.blocks_available() as u64 * found.fragment_size() as u64
-    };
+    let bytes =
+        |found: &nix::sys::statvfs::Statvfs| found.blocks_available() * found.fragment_size();
     assert!(bytes(&ours) > 0);
     assert!(bytes(&ours) <= bytes(&below) + (64 << 20), "more room than the disk has");
     assert!(ours.blocks_free() <= ours.blocks());
