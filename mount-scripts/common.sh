@@ -1,6 +1,7 @@
 # Shared by the scripts beside it, which source it.
 # shellcheck shell=bash disable=SC2034
 set -euo pipefail
+shopt -s inherit_errexit
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 pyramidfs=${PYRAMIDFS:-${CARGO_TARGET_DIR:-$root/target}/release/pyramidfs}
