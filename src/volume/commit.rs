@@ -10,12 +10,13 @@
 //! Invariants: (1) a group is cut only when the one before it is durable; (2) a commit that found
 //! no space is taken up again with the same group; (3) any other failure poisons the volume.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use rayon::prelude::*;
 
 use super::node::Node;
 use super::{Error, Volume, Wait};
@@ -24,6 +25,12 @@ use crate::meta::{Counters, GroupId, Ino, Key, Meta};
 /// A group of this many bytes is committed before it takes more, so that its record fits a pack.
 const GROUP_BYTES_MAX: u64 = 8 << 20;
 
+/// Threads that flush; hashing inside a flush uses all cores anyway.
+const FLUSHERS: usize = 2;
+
+/// Nodes that pressure puts into the flushers' queue at a time.
+const FLUSHES_AHEAD_MAX: usize = 64;
+
 /// The commit that runs, and what all know of commits.
 #[derive(Debug, Default)]
 pub(super) struct Commits {
@@ -31,6 +38,9 @@ pub(super) struct Commits {
     running: Mutex<Option<Cut>>,
     /// Nodes with layers, by group.
     dirty: Mutex<BTreeMap<GroupId, Vec<Arc<Node>>>>,
+    /// Nodes that have had layers since they were last flushed, the longest first. Each stands
+    /// here once.
+    waiting: Mutex<VecDeque<Arc<Node>>>,
     /// Why the volume takes no more changes.
     poison: Mutex<Option<String>>,
     timer: Arc<Timer>,
@@ -61,9 +71,29 @@ impl Commits {
         self.dirty.lock().entry(group).or_default().push(Arc::clone(node));
     }
 
-    /// The node that has been dirty the longest, of any group.
-    fn oldest_dirty(&self, count: usize) -> Vec<Arc<Node>> {
-        self.dirty.lock().values().flatten().take(count).map(Arc::clone).collect()
+    /// Lists a node that is not listed, for the time when many bytes are dirty.
+    pub(super) fn list(&self, node: &Arc<Node>) {
+        self.waiting.lock().push_back(Arc::clone(node));
+    }
+
+    fn longest_dirty(&self) -> Option<Arc<Node>> {
+        let node = self.waiting.lock().pop_front()?;
+        node.state.lock().listed = false;
+        Some(node)
+    }
+
+    /// Takes nodes off the list that a commit has flushed, so that they can be let go.
+    fn unlist_clean(&self) {
+        let listed = std::mem::take(&mut *self.waiting.lock());
+        let (dirty, clean): (VecDeque<_>, VecDeque<_>) = listed.into_iter().partition(|node| {
+            let mut state = node.state.lock();
+            state.listed = !state.layers.is_empty();
+            state.listed
+        });
+        drop(clean);
+        let mut waiting = self.waiting.lock();
+        let newer = std::mem::replace(&mut *waiting, dirty);
+        waiting.extend(newer);
     }
 
     pub(super) fn poison(&self, why: String) {
@@ -150,17 +180,14 @@ impl Volume {
     fn finish_cut(&self, running: &mut Option<Cut>) -> Result<(), Error> {
         let Some(cut) = running.as_ref() else { return Ok(()) };
         let group = cut.group;
-        if self.options.background && 1 < cut.nodes.len() {
-            cut.nodes.par_iter().try_for_each(|node| self.flush_node(node, group))?;
-        } else {
-            cut.nodes.iter().try_for_each(|node| self.flush_node(node, group))?;
-        }
+        self.flush_cut(cut)?;
         let counters = self.counters.lock().committing(group);
         self.meta.amend(group, &Key::Counters, Some(counters.encode()));
         let flushed = self.store.flush()?;
         let position = self.store.commit(flushed, &self.meta.record())?;
         self.meta.committed(position);
         self.counters.lock().committed(group, counters);
+        self.commits.unlist_clean();
         if let Some(cut) = running.take() {
             cut.nodes.into_iter().for_each(|node| self.nodes.put(node));
         }
@@ -168,6 +195,37 @@ impl Volume {
             self.wake_timer();
         }
         Ok(())
+    }
+
+    /// Flushes all layers of a group that is cut, on several threads when there are several nodes.
+    ///
+    /// Not on the threads that hash: a flush may wait for another flusher of the same node, which
+    /// waits for hashing.
+    fn flush_cut(&self, cut: &Cut) -> Result<(), Error> {
+        let threads = match self.options.background {
+            true => FLUSHERS.min(cut.nodes.len()),
+            false => 1,
+        };
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(node) = cut.nodes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.flush_node(node, cut.group)?;
+            }
+            Ok(())
+        };
+        if threads <= 1 {
+            return work();
+        }
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut result = work();
+            for other in others {
+                // A panic in there goes on here: the commit must not end as if all were flushed.
+                let finished = other.join().unwrap_or_else(|panic| resume_unwind(panic));
+                result = result.and(finished);
+            }
+            result
+        })
     }
 
     /// Makes room in the open group: commits when it is full.
@@ -183,16 +241,17 @@ impl Volume {
 
     /// Has the longest dirty nodes flushed when many bytes are dirty.
     pub(super) fn relieve(&self) {
-        if self.budget.is_pressed() {
-            for node in self.commits.oldest_dirty(64) {
-                self.flush_soon(&node);
-            }
+        // Those in the flushers' queue are on their way: no more are added than are needed.
+        while self.budget.is_pressed() && self.flushers.len() < FLUSHES_AHEAD_MAX {
+            let Some(node) = self.commits.longest_dirty() else { return };
+            self.flush_soon(&node);
+            self.nodes.put(node);
         }
     }
 
     pub(super) fn start_threads(self: &Arc<Self>) {
         let mut threads = self.threads.lock();
-        for _ in 0..2 {
+        for _ in 0..FLUSHERS {
             let worker = self.flushers.worker(Arc::downgrade(self));
             threads.push(std::thread::spawn(worker));
         }

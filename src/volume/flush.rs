@@ -47,6 +47,11 @@ impl Queue {
         self.inner.changed.notify_one();
     }
 
+    /// Nodes that wait.
+    pub(super) fn len(&self) -> usize {
+        self.inner.state.lock().nodes.len()
+    }
+
     fn pop(&self) -> Option<Arc<Node>> {
         self.inner.state.lock().nodes.pop_front()
     }
@@ -104,6 +109,10 @@ impl Volume {
             tracing::debug!("a flush of inode {} failed: {error}", node.ino.0);
         }
         self.nodes.put(node);
+        // As long as too much is dirty, the next ones follow without anybody asking.
+        if self.options.background {
+            self.relieve();
+        }
     }
 
     /// Flushes the layers of `node` that belong to `through` or an older group.

@@ -58,6 +58,13 @@ impl Volume {
         self.nodes.put(node);
     }
 
+    /// Answers, when a handle of the file is closed, whether all written through it is well so far:
+    /// dirty bytes that could not be stored are reported here or by fsync, once.
+    pub fn flush(&self, ino: Ino) -> Result<(), Error> {
+        self.check_open()?;
+        self.take_error(ino)
+    }
+
     /// Reads up to `len` bytes at `offset`; fewer only where the file ends.
     pub fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
         self.check_open()?;
@@ -213,6 +220,10 @@ impl Volume {
             .layers
             .back()
             .is_some_and(|top| top.group == group.id() && Arc::strong_count(top) == 1);
+        if !state.listed {
+            state.listed = true;
+            self.commits.list(node);
+        }
         if !open {
             state.layers.push_back(Arc::new(Layer::new(group.id(), size)));
         }

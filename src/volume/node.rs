@@ -44,6 +44,8 @@ pub(super) struct NodeState {
     pub(super) dirty_in: Option<GroupId>,
     /// Whether the node waits in the flushers' queue.
     pub(super) queued: bool,
+    /// Whether the node stands in the list of those that pressure flushes.
+    pub(super) listed: bool,
     /// The group in which the inode was removed for good.
     pub(super) destroyed: Option<GroupId>,
     /// Whether `security.capability` may be there: known absent after one look.
