@@ -18,8 +18,8 @@ repository() {
         git -C "$dir/repo" -c user.name=x -c user.email=x@x commit --quiet --message=all && git clone --no-local "$dir/repo" "$mount/repo"
 }
 project() {
-    cd "$mount" && cargo new --vcs=none --lib part && cargo new --vcs=none hello && cd hello &&
-        cargo add --offline --path ../part && echo 'fn main() { println!("{}", part::add(40, 2)); }' >src/main.rs && cargo build --offline
+    (cd "$mount" && cargo new --vcs=none --lib part && cargo new --vcs=none hello && cd hello &&
+        cargo add --offline --path ../part && echo 'fn main() { println!("{}", part::add(40, 2)); }' >src/main.rs && cargo build --offline)
 }
 database() { for mode in delete wal; do sqlite3 "$mount/$mode.db" "PRAGMA journal_mode = $mode;
     CREATE TABLE t (id INTEGER PRIMARY KEY, text TEXT); CREATE INDEX i ON t (text);
