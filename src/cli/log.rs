@@ -7,7 +7,8 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 /// The variable with the filter, as `info`, `pyramidfs=debug`, `fuser=debug`.
 const VARIABLE: &str = "PYRAMIDFS_LOG";
@@ -18,18 +19,15 @@ const HELPER_FLAGS: [&str; 3] = ["-n", "-s", "-v"];
 pub fn start(daemon: bool) {
     let default = if daemon { "warn,pyramidfs=info" } else { "warn" };
     let text = std::env::var(VARIABLE).unwrap_or_else(|_| default.to_owned());
-    let filter = EnvFilter::try_new(&text).unwrap_or_else(|_| EnvFilter::new(default));
+    let filter: Targets = text.parse().or_else(|_| default.parse()).unwrap_or_default();
     // The transport logs each request at debug level: it is asked to do so only when named.
     let transport = if text.contains("fuser") {
         tracing_log::log::LevelFilter::Debug
     } else {
         tracing_log::log::LevelFilter::Warn
     };
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .finish();
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false);
+    let subscriber = tracing_subscriber::registry().with(lines).with(filter);
     // Both fail only when a log is there already, as in tests.
     let _ = tracing::subscriber::set_global_default(subscriber);
     let _ = tracing_log::LogTracer::builder().with_max_level(transport).init();

@@ -78,6 +78,7 @@ fn table(error: &Error) -> Errno {
         | Error::NewerFormat { .. }
         | Error::UnknownFeature { .. }
         | Error::BadSuperblock { .. }
+        | Error::RecordMissing { .. }
         | Error::AlreadyAVolume => Errno::EIO,
         Error::Content(error) => of_pyramid(error),
         Error::Store(error) => of_store(error),

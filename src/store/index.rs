@@ -368,6 +368,8 @@ impl Index {
             damaged |= chain.last().is_none_or(|last| last.head.to < run.head.to);
             remove_run(disk, &run.name)?;
         }
+        // A run that was removed must not come back when the log has grown past what it covers.
+        disk.sync_dir(INDEX_DIR)?;
         let last = chain.last().map(|run| run.head);
         *self.runs.write() = Arc::new(chain);
         if let Some(head) = last {

@@ -48,7 +48,7 @@ use index::{Index, RunError};
 use pipeline::{Job, Pipeline};
 
 /// Packs with an open file handle at most.
-const FILES_MAX: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+const FILES_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
 /// Chunks that are put under one lock.
 const PUT_BATCH: usize = 64;
 

@@ -115,6 +115,14 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// A commit record is damaged that the checkpoint does not hold.
+    #[error(
+        "commit record {sequence} is damaged, so what it changed is not known; mount with --read-only to save what is there"
+    )]
+    RecordMissing {
+        /// Its sequence number.
+        sequence: u64,
+    },
     /// A tree is damaged or a chunk cannot be had.
     #[error(transparent)]
     Content(pyramid::Error<store::Error>),

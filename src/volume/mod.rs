@@ -143,6 +143,9 @@ impl Volume {
             store_options,
             meta.position(),
         )?;
+        if !options.read_only {
+            refuse_gaps(&opened.findings, meta.position().sequence)?;
+        }
         for record in &opened.records {
             meta.replay(record)?;
         }
@@ -264,6 +267,17 @@ impl Drop for Volume {
         self.closed.store(true, Ordering::SeqCst);
         self.stop_threads();
     }
+}
+
+/// A log with a record missing behind the checkpoint says nothing of what that record changed:
+/// going on from there would bury what can still be saved.
+fn refuse_gaps(findings: &[store::Finding], held: u64) -> Result<(), Error> {
+    findings.iter().try_for_each(|finding| match finding {
+        store::Finding::RecordMissing { sequence } if held < *sequence => {
+            Err(Error::RecordMissing { sequence: *sequence })
+        }
+        _ => Ok(()),
+    })
 }
 
 fn take_lock(disk: &dyn Disk) -> Result<Box<dyn DiskLock>, Error> {

@@ -192,3 +192,29 @@ fn addresses_with_the_same_beginning_are_told_apart() {
     assert!(matches!(store.data(&other), Err(Error::Missing { .. })), "it is a tree chunk");
     assert!(store.tree(&address).is_err(), "it is a data chunk");
 }
+
+/// Also when a frame of trees is full while their children still wait for theirs to be.
+#[test]
+fn children_come_first_in_the_log() {
+    let disk = new_disk();
+    let options = Options { pack_bytes_max: 1 << 20, ..small() };
+    let store = open_from(&disk, options, LogPosition::default()).store;
+    let trees: Vec<(Address, Tree)> = (1..127)
+        .map(|count| {
+            tree_over(vec![address_of(count % 3); count as usize], vec![9; count as usize])
+        })
+        .collect();
+    for number in 0..3 {
+        put(&store, number).unwrap();
+    }
+    for (address, tree) in &trees {
+        store.put_tree(*address, tree.clone()).unwrap();
+    }
+    commit(&store, b"").unwrap();
+    drop(store);
+    let Opened { store, findings, .. } = open(&disk);
+    assert_eq!(findings, [], "no tree was left out for want of a child");
+    for (address, tree) in &trees {
+        assert_eq!(*store.tree(address).unwrap(), *tree);
+    }
+}

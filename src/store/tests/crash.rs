@@ -234,3 +234,30 @@ fn disk_with_room(disk: &SimDisk) -> SimDisk {
     image.set_space(u64::MAX);
     image
 }
+
+/// A process that died between append and sync leaves a record in the page cache alone.
+#[test]
+fn what_opening_keeps_is_synced_before_it_is_used() {
+    let disk = new_disk();
+    let store = open(&disk).store;
+    for number in 1..=8 {
+        put_group(&store, number).unwrap();
+        commit(&store, &entries(number)).unwrap();
+    }
+    let packs = store.stats().packs;
+    drop(store);
+    let synced = Arc::new(Mutex::new(Vec::new()));
+    let list = Arc::clone(&synced);
+    disk.set_hook(Some(Box::new(move |_, event: Event| {
+        if event.moment == Moment::After {
+            list.lock().push(event.path);
+        }
+    })));
+    let store = open(&disk).store;
+    disk.set_hook(None);
+    for number in 1..=packs {
+        assert!(synced.lock().contains(&pack::pack_path(number)), "{number}");
+        assert!(synced.lock().contains(&pack::pack_dir(number)), "{number}");
+    }
+    assert_eq!(store.stats().packs, packs);
+}

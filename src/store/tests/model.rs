@@ -95,6 +95,8 @@ impl Run {
                 for entry in self.disk.read_dir(run::INDEX_DIR).unwrap() {
                     self.disk.remove_file(&format!("{}/{}", run::INDEX_DIR, entry.name)).unwrap();
                 }
+                // Else a power loss may bring some of them back.
+                self.disk.sync_dir(run::INDEX_DIR).unwrap();
                 let disk = self.disk.clone();
                 self.reopen(disk);
             }
