@@ -21,6 +21,7 @@ use parking_lot::{Condvar, Mutex};
 use super::node::Node;
 use super::{Error, Volume, Wait};
 use crate::meta::{Counters, GroupId, Ino, Key, Meta};
+use crate::store::LogPosition;
 
 /// A group of this many bytes is committed before it takes more, so that its record fits a pack.
 const GROUP_BYTES_MAX: u64 = 8 << 20;
@@ -51,6 +52,8 @@ pub(super) struct Commits {
 struct Cut {
     group: GroupId,
     nodes: Vec<Arc<Node>>,
+    /// Its record and counters, once all its layers are flushed: a second try appends the same.
+    record: Option<(Vec<u8>, Counters)>,
 }
 
 #[derive(Debug, Default)]
@@ -173,19 +176,27 @@ impl Volume {
         });
         let Some((group, (nodes, counters))) = cut else { return Ok(()) };
         self.counters.lock().next_base = counters;
-        *running = Some(Cut { group, nodes });
+        *running = Some(Cut { group, nodes, record: None });
         self.finish_cut(running)
     }
 
     fn finish_cut(&self, running: &mut Option<Cut>) -> Result<(), Error> {
-        let Some(cut) = running.as_ref() else { return Ok(()) };
+        let Some(cut) = running.as_mut() else { return Ok(()) };
         let group = cut.group;
-        self.flush_cut(cut)?;
-        let counters = self.counters.lock().committing(group);
-        self.meta.amend(group, &Key::Counters, Some(counters.encode()));
-        let flushed = self.store.flush()?;
-        let position = self.store.commit(flushed, &self.meta.record())?;
-        self.meta.committed(position);
+        let (record, counters) = match cut.record.take() {
+            Some(record) => record,
+            None => {
+                self.flush_cut(cut)?;
+                let counters = self.counters.lock().committing(group);
+                self.meta.amend(group, &Key::Counters, Some(counters.encode()));
+                (self.meta.record(), counters)
+            }
+        };
+        let position = self.append_record(&record);
+        if position.is_err() {
+            cut.record = Some((record, counters));
+        }
+        self.meta.committed(position?);
         self.counters.lock().committed(group, counters);
         self.commits.unlist_clean();
         if let Some(cut) = running.take() {
@@ -195,6 +206,11 @@ impl Volume {
             self.wake_timer();
         }
         Ok(())
+    }
+
+    fn append_record(&self, record: &[u8]) -> Result<LogPosition, Error> {
+        let flushed = self.store.flush()?;
+        Ok(self.store.commit(flushed, record)?)
     }
 
     /// Flushes all layers of a group that is cut, on several threads when there are several nodes.

@@ -8,6 +8,7 @@ use crate::sys::sim::{SimClock, SimDisk, SimRng};
 
 mod crash;
 mod files;
+mod format;
 mod names;
 
 /// The caller of most tests.
