@@ -109,7 +109,9 @@ fn modules_used(source: &Source) -> BTreeSet<String> {
                         '{' => depth += 1,
                         '}' if depth == 0 => break,
                         '}' => depth -= 1,
-                        ',' if depth == 0 => drop(used.insert(word(std::mem::take(&mut item).trim()))),
+                        ',' if depth == 0 => {
+                            drop(used.insert(word(std::mem::take(&mut item).trim())))
+                        }
                         _ if depth == 0 => item.push(letter),
                         _ => {}
                     }
@@ -174,7 +176,8 @@ fn files_have_heads_and_bounds() {
 #[test]
 fn nothing_is_left_for_later() {
     // In parts, so that this file is not found.
-    let marks = [["TO", "DO"], ["FIX", "ME"], ["todo", "!("], ["unimplemented", "!("], ["dbg", "!("]];
+    let marks =
+        [["TO", "DO"], ["FIX", "ME"], ["todo", "!("], ["unimplemented", "!("], ["dbg", "!("]];
     let marks = marks.map(|parts| parts.concat());
     let mut found = Vec::new();
     for source in sources() {

@@ -124,7 +124,10 @@ fn entries_that_cannot_be_read_are_found() {
     bench.put(&Key::Inode(NOBODY), vec![0xff; 3]);
     let found = bench.check(false);
     let key = Key::Inode(NOBODY).encode();
-    assert!(matches!(&found[..], [Finding::Entry { key: found, .. }] if *found == key), "{found:?}");
+    assert!(
+        matches!(&found[..], [Finding::Entry { key: found, .. }] if *found == key),
+        "{found:?}"
+    );
 }
 
 #[test]

@@ -20,9 +20,9 @@ use parking_lot::{Condvar, Mutex};
 
 use super::node::Node;
 use super::{Error, Volume, Wait};
-use crate::sys::Clock;
 use crate::meta::{Counters, GroupId, Ino, Key, Meta};
 use crate::store::LogPosition;
+use crate::sys::Clock;
 
 /// A group of this many bytes is committed before it takes more, so that its record fits a pack.
 const GROUP_BYTES_MAX: u64 = 8 << 20;

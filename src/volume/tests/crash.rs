@@ -173,7 +173,8 @@ impl Worker {
         let state = extract(&volume);
         if !self.history.contains(&state) {
             let newest = self.history.last().unwrap();
-            let wrong: Vec<_> = state.iter().filter(|(ino, e)| newest.get(ino) != Some(e)).collect();
+            let wrong: Vec<_> =
+                state.iter().filter(|(ino, e)| newest.get(ino) != Some(e)).collect();
             panic!("{label}: a state that never was; unlike the newest: {wrong:.300?}");
         }
         if turn.is_multiple_of(5) {
