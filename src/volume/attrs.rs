@@ -1,6 +1,6 @@
 //! Attributes of inodes.
 
-use super::io::clear_set_id;
+use super::io::{Touch, clear_set_id};
 use super::node::NodeState;
 use super::{Attr, Caller, Error, MODE_DIR, MODE_TYPE, SetAttr, SetTime, Volume, Wait};
 use crate::meta::{Content, Ino, Inode, Key};
@@ -65,7 +65,7 @@ impl Volume {
                 return Err(Error::IsADirectory);
             }
             let node = self.nodes.get(ino);
-            let resized = self.resize(&node, size, caller);
+            let resized = self.resize(&node, size, caller, Touch::IfChanged);
             self.nodes.put(node);
             self.relieve();
             resized?;

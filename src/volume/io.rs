@@ -37,7 +37,8 @@ impl Volume {
             self.begin_change(wait)?;
         }
         let node = self.nodes.get(ino);
-        let cut = if flags.truncate { self.resize(&node, 0, caller) } else { Ok(()) };
+        let cut =
+            if flags.truncate { self.resize(&node, 0, caller, Touch::Always) } else { Ok(()) };
         if cut.is_ok() {
             node.state.lock().opens += 1;
         }
@@ -182,7 +183,13 @@ impl Volume {
     }
 
     /// Changes the size of a file; the caller holds no locks.
-    pub(super) fn resize(&self, node: &Arc<Node>, size: u64, caller: Caller) -> Result<(), Error> {
+    pub(super) fn resize(
+        &self,
+        node: &Arc<Node>,
+        size: u64,
+        caller: Caller,
+        touch: Touch,
+    ) -> Result<(), Error> {
         if FILE_BYTES_MAX < size {
             return Err(Error::TooLarge);
         }
@@ -202,9 +209,11 @@ impl Volume {
             let after = layer.cost();
             self.budget.settle(before, after);
         }
-        inode.size = size;
-        inode.mtime = now;
-        inode.ctime = now;
+        if size != inode.size || touch == Touch::Always {
+            inode.size = size;
+            inode.mtime = now;
+            inode.ctime = now;
+        }
         group.put(&Key::Inode(node.ino), inode.encode());
         if capability {
             group.delete(&Key::Xattr { ino: node.ino, name: CAPABILITY });
@@ -364,6 +373,15 @@ impl Volume {
         group.put(&Key::Inode(target.ino), inode.encode());
         Ok(copied)
     }
+}
+
+/// Whether a change of size that changes nothing counts as a change of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Touch {
+    /// O_TRUNC: the times move even when the file was empty.
+    Always,
+    /// truncate(2): they stay when the size stays. ftruncate(2) names the time itself.
+    IfChanged,
 }
 
 /// Copies what the layers hold; returns the content below them and what must be read from it.
