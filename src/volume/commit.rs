@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::node::Node;
 use super::{Error, Volume, Wait};
@@ -169,10 +169,12 @@ impl Volume {
         self.commits.check_poison()?;
         if wanted.0 <= running.durable {
             // Another's commit took it along while this call waited.
+            MutexGuard::unlock_fair(running);
             return Ok(());
         }
         let result = self.commit_running(&mut running);
-        drop(running);
+        // To those who wait already, so that the next commit takes all of them along.
+        MutexGuard::unlock_fair(running);
         match &result {
             Ok(()) => self.budget.set_failing(None),
             Err(error) => self.note_failure(error),
