@@ -37,11 +37,13 @@ impl Volume {
             self.begin_change(wait)?;
         }
         let node = self.nodes.get(ino);
-        if flags.truncate {
-            self.resize(&node, 0, caller, Touch::Always)?;
+        let cut =
+            if flags.truncate { self.resize(&node, 0, caller, Touch::Always) } else { Ok(()) };
+        if cut.is_ok() {
+            node.state.lock().opens += 1;
         }
-        node.state.lock().opens += 1;
-        Ok(())
+        self.nodes.put(node);
+        cut
     }
 
     /// Ends what [`Volume::open_file`] began.
@@ -111,6 +113,10 @@ impl Volume {
         let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= FILE_BYTES_MAX);
         let end = end.ok_or(Error::TooLarge)?;
         self.begin_change(wait)?;
+        if bytes.is_empty() {
+            // It would not extend the file, whatever the offset.
+            return regular(&self.inode(ino)?);
+        }
         self.admit(bytes.len() as u64)?;
         let charge = bytes.len() as u64 + LAYER_COST_BYTES + 2 * RUN_COST_BYTES;
         self.take_budget(charge, wait)?;
@@ -133,8 +139,11 @@ impl Volume {
     fn take_budget(&self, bytes: u64, wait: Wait) -> Result<(), Error> {
         match self.budget.take(bytes, Wait::No) {
             Err(Error::WouldWait) => {
+                self.budget.count_waiter(true);
                 self.relieve();
-                self.budget.take(bytes, wait)
+                let taken = self.budget.take(bytes, wait);
+                self.budget.count_waiter(false);
+                taken
             }
             other => other,
         }
@@ -228,10 +237,7 @@ impl Volume {
             .layers
             .back()
             .is_some_and(|top| top.group == group.id() && Arc::strong_count(top) == 1);
-        if !state.listed {
-            state.listed = true;
-            self.commits.list(node);
-        }
+        self.list(node, state);
         if !open {
             state.layers.push_back(Arc::new(Layer::new(group.id(), size)));
         }
@@ -245,6 +251,14 @@ impl Volume {
         if state.dirty_in != Some(group) {
             state.dirty_in = Some(group);
             self.commits.add_dirty(group, node);
+        }
+    }
+
+    /// Lists a node for the time when many bytes are dirty.
+    pub(super) fn list(&self, node: &Arc<Node>, state: &mut NodeState) {
+        if !state.listed {
+            state.listed = true;
+            self.commits.list(node);
         }
     }
 
@@ -349,6 +363,7 @@ impl Volume {
         clear_set_id(&mut inode);
         let group = self.meta.enter();
         self.mark_dirty(target, state, group.id());
+        self.list(target, state);
         let layer = Layer::replacing(group.id(), root);
         self.budget.settle(0, layer.cost());
         state.layers.push_back(Arc::new(layer));
