@@ -7,6 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
+
 use super::error::Error;
 use crate::fuse;
 use crate::fuse::mountinfo::{self, MountEntry};
@@ -88,9 +91,9 @@ pub fn prepare_mountpoint(path: &Path, volume: &Path) -> Result<PathBuf, Error> 
 
 fn clear_dead_mounts(path: &Path) -> Result<(), Error> {
     for _ in 0..DEAD_MOUNTS_MAX {
-        match fs::metadata(path) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {}
-            _ => break,
+        // Not stat(2): the kernel would answer from what it remembers of the dead mount's root.
+        if statvfs(path).err() != Some(Errno::ENOTCONN) {
+            break;
         }
         let failed = |source| Error::Path { action: "clear", path: path.to_owned(), source };
         fuse::unmount(&resolve_parent(path).map_err(failed)?, true).map_err(failed)?;

@@ -37,11 +37,13 @@ impl Volume {
             self.begin_change(wait)?;
         }
         let node = self.nodes.get(ino);
-        if flags.truncate {
-            self.resize(&node, 0, caller)?;
+        let cut =
+            if flags.truncate { self.resize(&node, 0, caller, Touch::Always) } else { Ok(()) };
+        if cut.is_ok() {
+            node.state.lock().opens += 1;
         }
-        node.state.lock().opens += 1;
-        Ok(())
+        self.nodes.put(node);
+        cut
     }
 
     /// Ends what [`Volume::open_file`] began.
@@ -111,6 +113,10 @@ impl Volume {
         let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= FILE_BYTES_MAX);
         let end = end.ok_or(Error::TooLarge)?;
         self.begin_change(wait)?;
+        if bytes.is_empty() {
+            // It would not extend the file, whatever the offset.
+            return regular(&self.inode(ino)?);
+        }
         self.admit(bytes.len() as u64)?;
         let charge = bytes.len() as u64 + LAYER_COST_BYTES + 2 * RUN_COST_BYTES;
         self.take_budget(charge, wait)?;
@@ -133,8 +139,11 @@ impl Volume {
     fn take_budget(&self, bytes: u64, wait: Wait) -> Result<(), Error> {
         match self.budget.take(bytes, Wait::No) {
             Err(Error::WouldWait) => {
+                self.budget.count_waiter(true);
                 self.relieve();
-                self.budget.take(bytes, wait)
+                let taken = self.budget.take(bytes, wait);
+                self.budget.count_waiter(false);
+                taken
             }
             other => other,
         }
@@ -174,7 +183,13 @@ impl Volume {
     }
 
     /// Changes the size of a file; the caller holds no locks.
-    pub(super) fn resize(&self, node: &Arc<Node>, size: u64, caller: Caller) -> Result<(), Error> {
+    pub(super) fn resize(
+        &self,
+        node: &Arc<Node>,
+        size: u64,
+        caller: Caller,
+        touch: Touch,
+    ) -> Result<(), Error> {
         if FILE_BYTES_MAX < size {
             return Err(Error::TooLarge);
         }
@@ -194,9 +209,11 @@ impl Volume {
             let after = layer.cost();
             self.budget.settle(before, after);
         }
-        inode.size = size;
-        inode.mtime = now;
-        inode.ctime = now;
+        if size != inode.size || touch == Touch::Always {
+            inode.size = size;
+            inode.mtime = now;
+            inode.ctime = now;
+        }
         group.put(&Key::Inode(node.ino), inode.encode());
         if capability {
             group.delete(&Key::Xattr { ino: node.ino, name: CAPABILITY });
@@ -220,10 +237,7 @@ impl Volume {
             .layers
             .back()
             .is_some_and(|top| top.group == group.id() && Arc::strong_count(top) == 1);
-        if !state.listed {
-            state.listed = true;
-            self.commits.list(node);
-        }
+        self.list(node, state);
         if !open {
             state.layers.push_back(Arc::new(Layer::new(group.id(), size)));
         }
@@ -237,6 +251,14 @@ impl Volume {
         if state.dirty_in != Some(group) {
             state.dirty_in = Some(group);
             self.commits.add_dirty(group, node);
+        }
+    }
+
+    /// Lists a node for the time when many bytes are dirty.
+    pub(super) fn list(&self, node: &Arc<Node>, state: &mut NodeState) {
+        if !state.listed {
+            state.listed = true;
+            self.commits.list(node);
         }
     }
 
@@ -341,6 +363,7 @@ impl Volume {
         clear_set_id(&mut inode);
         let group = self.meta.enter();
         self.mark_dirty(target, state, group.id());
+        self.list(target, state);
         let layer = Layer::replacing(group.id(), root);
         self.budget.settle(0, layer.cost());
         state.layers.push_back(Arc::new(layer));
@@ -350,6 +373,15 @@ impl Volume {
         group.put(&Key::Inode(target.ino), inode.encode());
         Ok(copied)
     }
+}
+
+/// Whether a change of size that changes nothing counts as a change of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Touch {
+    /// O_TRUNC: the times move even when the file was empty.
+    Always,
+    /// truncate(2): they stay when the size stays. ftruncate(2) names the time itself.
+    IfChanged,
 }
 
 /// Copies what the layers hold; returns the content below them and what must be read from it.

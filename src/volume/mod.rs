@@ -197,6 +197,15 @@ impl Volume {
         &self.pyramid
     }
 
+    /// Notes in the lock that the volume is about to be closed: who wants it next waits for that.
+    pub fn announce_closing(&self) {
+        if let Some(lock) = self.lock.lock().as_ref()
+            && let Err(error) = lock.set_note("closing")
+        {
+            tracing::warn!("cannot note in the lock that the volume is closing: {error}");
+        }
+    }
+
     /// Commits, lets the checkpoint take all in, saves the index and gives the lock back.
     ///
     /// Whatever is asked afterwards answers [`Error::Closed`]. Closing twice does nothing.
@@ -204,11 +213,7 @@ impl Volume {
         if self.closed.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        if let Some(lock) = self.lock.lock().as_ref()
-            && let Err(error) = lock.set_note("closing")
-        {
-            tracing::warn!("cannot note in the lock that the volume is closing: {error}");
-        }
+        self.announce_closing();
         self.stop_threads();
         let committed = if self.options.read_only { Ok(()) } else { self.commit_all() };
         let checkpoint = match (&committed, self.options.read_only) {

@@ -483,7 +483,13 @@ impl Volume {
             })
         };
         self.nodes.put(node);
-        result.map(|()| old)
+        match result {
+            Ok(()) => Ok(old),
+            Err(error) => {
+                self.nodes.put(old);
+                Err(error)
+            }
+        }
     }
 
     fn move_entry(

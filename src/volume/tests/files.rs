@@ -254,3 +254,23 @@ proptest! {
         prop_assert_eq!(logical, filled);
     }
 }
+
+#[test]
+fn truncating_to_the_same_size_leaves_the_times_alone() {
+    let bench = Bench::new();
+    let ino = bench.create("file");
+    bench.write(ino, 0, b"four");
+    let written = bench.volume.getattr(ino).unwrap();
+    bench.clock.advance(std::time::Duration::from_secs(1));
+    bench.truncate(ino, 4);
+    assert_eq!(bench.volume.getattr(ino).unwrap().mtime, written.mtime);
+    bench.truncate(ino, 3);
+    assert_ne!(bench.volume.getattr(ino).unwrap().mtime, written.mtime);
+    bench.truncate(ino, 0);
+    let emptied = bench.volume.getattr(ino).unwrap();
+    bench.clock.advance(std::time::Duration::from_secs(1));
+    // Opening with O_TRUNC counts, as on other filesystems.
+    let flags = OpenFlags { truncate: true, ..OpenFlags::default() };
+    bench.volume.open_file(ino, flags, ROOT, Wait::Yes).unwrap();
+    assert_ne!(bench.volume.getattr(ino).unwrap().mtime, emptied.mtime);
+}
