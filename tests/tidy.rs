@@ -110,7 +110,7 @@ fn modules_used(source: &Source) -> BTreeSet<String> {
                         '}' if depth == 0 => break,
                         '}' => depth -= 1,
                         ',' if depth == 0 => {
-                            drop(used.insert(word(std::mem::take(&mut item).trim())))
+                            used.insert(word(std::mem::take(&mut item).trim()));
                         }
                         _ if depth == 0 => item.push(letter),
                         _ => {}

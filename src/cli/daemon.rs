@@ -51,12 +51,24 @@ enum Event {
     GraceOver,
 }
 
+/// Has all threads allocate from two arenas. By default each thread gets its own, up to eight a
+/// core, and what is freed in one is not used by the others: after 4 GiB of mixed work the daemon
+/// held 631 MiB, beside caches and buffers of less than 400.
+fn share_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number inside the allocator; valid at any time.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
 /// Serves a mount until it ends; calls `ready` once it can be used.
 ///
 /// An error of `ready` says that nobody waits any more, and ends the mount again.
 pub fn serve(arguments: &Arguments, ready: impl FnOnce() -> io::Result<()>) -> Outcome {
     let signals = block_signals();
     abort_on_panic();
+    share_arenas();
     if let Err(error) = fuse::mark_io_flusher() {
         tracing::debug!("not marked as an I/O flusher: {error}");
     }

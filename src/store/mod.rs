@@ -161,7 +161,7 @@ impl Default for Options {
             tree_cache_bytes: 32 * MIB,
             index_memory_bytes: 96 * MIB,
             pack_bytes_max: 64 * MIB,
-            pending_bytes_max: 64 * MIB,
+            pending_bytes_max: 32 * MIB,
             workers: 2,
         }
     }

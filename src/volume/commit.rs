@@ -356,10 +356,9 @@ fn timer_thread(timer: &Timer, clock: &dyn Clock, interval: Duration, volume: &W
             }
         }
         let Some(volume) = volume.upgrade() else { return };
-        if !volume.options.read_only && !volume.commits.is_poisoned() {
-            if let Err(error) = volume.commit_all() {
-                tracing::error!("a commit failed: {error}");
-            }
+        let commits = !volume.options.read_only && !volume.commits.is_poisoned();
+        if commits && let Err(error) = volume.commit_all() {
+            tracing::error!("a commit failed: {error}");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::harness::{Numbers, Site, seed};
 use super::plain::{Directory, SLOTS, Step, takes_xattrs, tree};
 
-const STEPS: usize = 15_000;
+const STEPS: usize = 10_000;
 /// After so many steps both sides are compared as a whole.
 const STEPS_BETWEEN_REMOUNTS: usize = 2500;
 /// After so many steps the list of existing paths is made anew.

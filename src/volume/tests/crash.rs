@@ -381,7 +381,7 @@ impl Worker {
         let name = format!("user.{}", b % 3);
         let volume = Arc::clone(&self.volume);
         let entry = self.model.get(ino);
-        if c % 3 == 0 {
+        if c.is_multiple_of(3) {
             let (mode, uid) = (Some(u32::from(b) & 0o777), Some(c.into()));
             let change = SetAttr { mode, uid, ..SetAttr::default() };
             volume.setattr(Ino(ino), &change, ROOT, Wait::Yes).unwrap();
