@@ -48,7 +48,8 @@ pub fn find_mount(path: &Path) -> Result<Option<MountEntry>, Error> {
     let failed = |source| Error::Path { action: "find", path: path.to_owned(), source };
     let mounts = mountinfo::read().map_err(failed)?;
     let on_top = |path: &Path| mounts.iter().rfind(|entry| entry.mountpoint == path).cloned();
-    // The path itself without following its last part: that would ask the mount, perhaps a dead one.
+    // The path itself without following its last part: that would ask the mount, perhaps a dead
+    // one.
     let mut found = resolve_parent(path).ok().and_then(|path| on_top(&path));
     if found.as_ref().is_none_or(|entry| !entry.is_ours()) {
         found = fs::canonicalize(path).ok().and_then(|path| on_top(&path));

@@ -84,7 +84,8 @@ impl Part {
         }
     }
 
-    /// Copies entries from `from` on, of about `bytes` together, and tells whether they are the last.
+    /// Copies entries from `from` on, of about `bytes` together, and tells whether they are the
+    /// last.
     pub(super) fn slice(&self, from: Bound<Arc<[u8]>>, bytes: u64) -> (Entries, bool) {
         let entries = self.entries.read();
         let mut rest = entries.range::<Arc<[u8]>, _>((from, Bound::Unbounded));

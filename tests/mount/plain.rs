@@ -1,7 +1,7 @@
 //! Operations on a directory, done the same way on the mount and on a plain directory.
 //!
-//! Owns [`Step`] and what each of them tells: a value that must be equal on both sides. Times that a
-//! step sets lie before the year 2001, so that "now" is told apart without a clock. Left out of
+//! Owns [`Step`] and what each of them tells: a value that must be equal on both sides. Times that
+//! a step sets lie before the year 2001, so that "now" is told apart without a clock. Left out of
 //! the comparison, as filesystems differ: sizes and access times of directories, block counts,
 //! access times after reads.
 
@@ -351,8 +351,8 @@ pub fn times(path: &Path, seconds: i64, nanos: i64) -> io::Result<String> {
 
 /// Copies with copy_file_range(2) until `len` or the end; tells how much that was.
 ///
-/// The set-id bits are taken off afterwards: the request does not tell who copies, so that the mount
-/// clears them for everybody, where others spare root's.
+/// The set-id bits are taken off afterwards: the request does not tell who copies, so that the
+/// mount clears them for everybody, where others spare root's.
 fn copy(from: &File, to: &File, offset: i64, len: usize) -> io::Result<String> {
     let (mut here, mut there, mut done) = (offset, offset, 0);
     while done < len {

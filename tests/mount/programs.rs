@@ -1,5 +1,5 @@
-//! Programs that people use, on the mount: their results must be what they are elsewhere, also after
-//! the mount was unmounted and mounted again.
+//! Programs that people use, on the mount: their results must be what they are elsewhere, also
+//! after the mount was unmounted and mounted again.
 
 use std::fs;
 use std::process::Command;
