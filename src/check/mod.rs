@@ -95,6 +95,9 @@ struct Known {
     orphan: bool,
 }
 
+/// Looks at one entry; the error says why it cannot be read.
+type EachEntry<'a, C> = dyn FnMut(&mut C, &Key<'_>, &[u8]) -> Result<(), CodecError> + 'a;
+
 struct Check<'a> {
     volume: &'a Volume,
     findings: Vec<Finding>,
@@ -121,11 +124,7 @@ impl Check<'_> {
         Ok(total)
     }
 
-    fn scan(
-        &mut self,
-        range: KeyRange,
-        each: &mut dyn FnMut(&mut Self, &Key<'_>, &[u8]) -> Result<(), CodecError>,
-    ) -> Result<(), Error> {
+    fn scan(&mut self, range: KeyRange, each: &mut EachEntry<'_, Self>) -> Result<(), Error> {
         let volume = self.volume;
         volume.meta().scan(range, &mut |key, value| {
             let taken = Key::decode(key).and_then(|key| each(self, &key, value));

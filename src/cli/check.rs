@@ -75,7 +75,16 @@ fn lock(disk: &Arc<dyn Disk>, path: &Path) -> Result<Option<Box<dyn DiskLock>>, 
         });
     }
     match disk.lock("lock") {
-        Ok(lock) => Ok(Some(lock)),
+        Ok(lock) => {
+            // An empty note would make a mount wait, as if the check were over soon.
+            let noted = lock.set_note("checking");
+            noted.map_err(|source| Error::Path {
+                action: "lock",
+                path: path.to_owned(),
+                source,
+            })?;
+            Ok(Some(lock))
+        }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             Err(Error::CheckInUse(path.to_owned()))
         }

@@ -8,7 +8,7 @@
 //! before the lock is given up, so that it never names another daemon's socket.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, socket,
     sockopt::PeerCredentials,
@@ -57,6 +58,8 @@ pub enum Request {
 pub enum Answer {
     /// The figures.
     Status(Box<Status>),
+    /// It will be done; another answer follows.
+    Waiting,
     /// It is done.
     Done,
     /// It could not be done.
@@ -151,7 +154,12 @@ impl Office {
                 Err(error) => Answer::Failed { why: chain(&error) },
             },
             Request::Closed => {
-                self.waiting.lock().push(stream);
+                let mut waiting = self.waiting.lock();
+                // Those of earlier attempts, whose unmount was refused.
+                waiting.retain(|stream| !has_hung_up(stream));
+                // Under the lock, so that this answer comes before the other.
+                send(&stream, &Answer::Waiting)?;
+                waiting.push(stream);
                 return Ok(());
             }
         };
@@ -249,14 +257,24 @@ fn send<T: Serialize>(mut stream: &UnixStream, message: &T) -> io::Result<()> {
     stream.write_all(&line)
 }
 
-/// Reads one line. The bytes behind it, of which there should be none, are lost.
+/// Reads one line and not a byte more: another may follow.
 fn receive<T: for<'a> Deserialize<'a>>(stream: &UnixStream, bytes_max: u64) -> io::Result<T> {
-    let mut line = Vec::new();
-    BufReader::new(stream.take(bytes_max)).read_until(b'\n', &mut line)?;
-    if line.last() != Some(&b'\n') {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    let mut limited = stream.take(bytes_max);
+    while limited.read(&mut byte)? == 1 {
+        match byte {
+            [b'\n'] => return Ok(serde_json::from_slice(&line)?),
+            [byte] => line.push(byte),
+        }
     }
-    Ok(serde_json::from_slice(&line)?)
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Whether the other end is closed.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut watched = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let polled = poll(&mut watched, PollTimeout::ZERO);
+    polled.is_ok() && watched[0].any() == Some(true)
 }
 
 fn open_process(pid: libc::pid_t) -> Option<OwnedFd> {
@@ -283,7 +301,12 @@ mod tests {
         assert_eq!(receive::<Request>(&other, REQUEST_BYTES_MAX).unwrap(), Request::Sync);
         let answer = Answer::Failed { why: "no\nspace".to_owned() };
         send(&other, &answer).unwrap();
+        send(&other, &Answer::Done).unwrap();
         assert_eq!(receive::<Answer>(&one, u64::MAX).unwrap(), answer);
+        assert_eq!(receive::<Answer>(&one, u64::MAX).unwrap(), Answer::Done);
+        assert!(!has_hung_up(&one));
+        drop(other);
+        assert!(has_hung_up(&one));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::error::Error;
 use super::mount::Arguments;
 use super::options::Options;
 use super::{FINDINGS, FINE, Outcome, mkfs, place};
-use crate::fuse::{self, Mounted, Settings, chain};
+use crate::fuse::{self, Mounted, Settings, chain, mountinfo};
 use crate::sys::overlay::OverlayDisk;
 use crate::sys::real::{RealClock, read_note};
 use crate::sys::{Clock, Disk};
@@ -27,12 +27,17 @@ use crate::volume::{self, CreateOptions, OpenOptions, Volume};
 
 /// How long to wait for a daemon that says it is closing.
 const CLOSING_WAIT: Duration = Duration::from_secs(60);
+/// How long to wait for one that does not say so yet, when its mount is nowhere to be seen: it
+/// has just been unmounted (or is mounted out of sight, and stays).
+const UNSEEN_WAIT: Duration = Duration::from_secs(3);
 /// How often to look whether it has closed.
 const CLOSING_STEP: Duration = Duration::from_millis(50);
 /// The file of the lock.
 const LOCK: &str = "lock";
 /// What the note of the lock says then.
 const CLOSING: &str = "closing";
+/// What it says before.
+const OPEN: &str = "open";
 /// After a signal: how long the kernel may take to hand over what it holds.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(5);
 /// After a signal, with files still open: how long their users have to close them.
@@ -46,12 +51,24 @@ enum Event {
     GraceOver,
 }
 
+/// Has all threads allocate from two arenas. By default each thread gets its own, up to eight a
+/// core, and what is freed in one is not used by the others: after 4 GiB of mixed work the daemon
+/// held 631 MiB, beside caches and buffers of less than 400.
+fn share_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number inside the allocator; valid at any time.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
 /// Serves a mount until it ends; calls `ready` once it can be used.
 ///
 /// An error of `ready` says that nobody waits any more, and ends the mount again.
 pub fn serve(arguments: &Arguments, ready: impl FnOnce() -> io::Result<()>) -> Outcome {
     let signals = block_signals();
     abort_on_panic();
+    share_arenas();
     if let Err(error) = fuse::mark_io_flusher() {
         tracing::debug!("not marked as an I/O flusher: {error}");
     }
@@ -110,7 +127,7 @@ fn run(
 /// Opens the volume, waiting for a daemon that is closing it; makes it first if asked to.
 fn open(path: &Path, options: &Options, create: bool) -> Result<Arc<Volume>, Error> {
     let clock = Arc::new(RealClock::new());
-    let deadline = clock.monotonic() + CLOSING_WAIT;
+    let started = clock.monotonic();
     let mut may_create = create;
     loop {
         let error = match try_open(path, options, &clock) {
@@ -123,7 +140,7 @@ fn open(path: &Path, options: &Options, create: bool) -> Result<Arc<Volume>, Err
                 mkfs::make(path, &CreateOptions::default())?;
             }
             Error::Volume { error: volume::Error::InUse, .. }
-                if clock.monotonic() < deadline && is_closing(path) =>
+                if may_close(path, clock.monotonic().saturating_sub(started)) =>
             {
                 thread::sleep(CLOSING_STEP);
             }
@@ -132,10 +149,26 @@ fn open(path: &Path, options: &Options, create: bool) -> Result<Arc<Volume>, Err
     }
 }
 
-/// Whether the holder of the lock says that it is closing. An empty note counts as well: the lock
-/// changes hands between two looks.
-fn is_closing(path: &Path) -> bool {
-    read_note(path, LOCK).is_ok_and(|note| note.trim().is_empty() || note.contains(CLOSING))
+/// Whether to go on waiting for the holder of the lock, after `waited`: it says that it is closing,
+/// or it will, as its mount is gone. An empty note counts as well: the lock changes hands between
+/// two looks.
+fn may_close(path: &Path, waited: Duration) -> bool {
+    let Ok(note) = read_note(path, LOCK) else { return false };
+    match note.trim() {
+        "" | CLOSING => waited < CLOSING_WAIT,
+        OPEN => waited < UNSEEN_WAIT && !is_seen(path),
+        _ => false,
+    }
+}
+
+/// Whether the volume at `path` is mounted where this process can see it.
+fn is_seen(path: &Path) -> bool {
+    match mountinfo::read() {
+        Ok(mounts) => {
+            mounts.iter().any(|mount| mount.is_ours() && Path::new(&mount.source) == path)
+        }
+        Err(_) => true,
+    }
 }
 
 fn try_open(path: &Path, options: &Options, clock: &Arc<RealClock>) -> Result<Arc<Volume>, Error> {
@@ -194,6 +227,7 @@ fn wait(events: &Receiver<Event>, volume: &Volume) {
         // Each sender sends before it goes; were all gone, nothing would be left to serve.
         Err(_) => tracing::error!("nothing serves the mount any more"),
     }
+    volume.announce_closing();
     // What a slow end still holds is made durable before the longer work of closing.
     if let Err(error) = volume.sync() {
         tracing::error!("the last commit failed: {}", chain(&error));

@@ -20,6 +20,10 @@ use crate::volume::{self, CreateOptions, Volume};
 const ZSTD_LEVEL_DEFAULT: i32 = 3;
 /// What a volume's directory has at least.
 const SUPERBLOCK: &str = "superblock";
+/// Tells that an earlier mkfs was not finished.
+const UNFINISHED: &str = "superblock.new";
+/// What an unfinished mkfs may have left.
+const REMAINS: [&str; 5] = [UNFINISHED, "lock", "packs", "index", "meta"];
 /// What a filesystem puts into its root by itself.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -88,7 +92,9 @@ pub fn make(path: &Path, options: &CreateOptions) -> Result<(), Error> {
     if entries.iter().any(|entry| entry.name == SUPERBLOCK) {
         return Err(of_volume(volume::Error::AlreadyAVolume));
     }
-    if entries.iter().any(|entry| entry.name != LOST_AND_FOUND) {
+    let unfinished = entries.iter().any(|entry| entry.name == UNFINISHED);
+    let allowed = |name: &str| name == LOST_AND_FOUND || unfinished && REMAINS.contains(&name);
+    if entries.iter().any(|entry| !allowed(&entry.name)) {
         return Err(Error::NotEmpty(path.to_owned()));
     }
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());

@@ -1,7 +1,7 @@
 //! `pyramidfs mount`: starts the daemon and waits until the mount answers.
 //!
-//! The program starts itself a second time as the daemon, with one end of a pipe (`--ready-fd`). The
-//! daemon writes one line into it: that it is ready, or why it is not.
+//! The program starts itself a second time as the daemon, with one end of a pipe (`--ready-fd`).
+//! The daemon writes one line into it: that it is ready, or why it is not.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

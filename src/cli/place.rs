@@ -7,6 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
+
 use super::error::Error;
 use crate::fuse;
 use crate::fuse::mountinfo::{self, MountEntry};
@@ -45,7 +48,8 @@ pub fn find_mount(path: &Path) -> Result<Option<MountEntry>, Error> {
     let failed = |source| Error::Path { action: "find", path: path.to_owned(), source };
     let mounts = mountinfo::read().map_err(failed)?;
     let on_top = |path: &Path| mounts.iter().rfind(|entry| entry.mountpoint == path).cloned();
-    // The path itself without following its last part: that would ask the mount, perhaps a dead one.
+    // The path itself without following its last part: that would ask the mount, perhaps a dead
+    // one.
     let mut found = resolve_parent(path).ok().and_then(|path| on_top(&path));
     if found.as_ref().is_none_or(|entry| !entry.is_ours()) {
         found = fs::canonicalize(path).ok().and_then(|path| on_top(&path));
@@ -88,9 +92,9 @@ pub fn prepare_mountpoint(path: &Path, volume: &Path) -> Result<PathBuf, Error> 
 
 fn clear_dead_mounts(path: &Path) -> Result<(), Error> {
     for _ in 0..DEAD_MOUNTS_MAX {
-        match fs::metadata(path) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {}
-            _ => break,
+        // Not stat(2): the kernel would answer from what it remembers of the dead mount's root.
+        if statvfs(path).err() != Some(Errno::ENOTCONN) {
+            break;
         }
         let failed = |source| Error::Path { action: "clear", path: path.to_owned(), source };
         fuse::unmount(&resolve_parent(path).map_err(failed)?, true).map_err(failed)?;

@@ -42,7 +42,7 @@ fn fetch(volume: &Path) -> Result<Status, Error> {
         return match daemon.ask(Request::Status)? {
             Answer::Status(status) => Ok(*status),
             Answer::Failed { why } => Err(Error::Reported(why)),
-            Answer::Done => Err(Error::DaemonGone),
+            Answer::Done | Answer::Waiting => Err(Error::DaemonGone),
         };
     }
     place::open_read_only(volume)?

@@ -26,7 +26,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         None => no_daemon(&root, volume),
         Some(daemon) => match daemon.ask(Request::Sync)? {
             Answer::Failed { why } => Err(Error::Reported(format!("not all is durable: {why}"))),
-            Answer::Done | Answer::Status(_) => Ok(FINE),
+            Answer::Done | Answer::Waiting | Answer::Status(_) => Ok(FINE),
         },
     }
 }

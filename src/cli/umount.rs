@@ -33,6 +33,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let process = daemon.as_ref().and_then(Client::process);
     if let Some(daemon) = &daemon {
         daemon.send(Request::Closed)?;
+        // From here on it knows that somebody waits for its last word.
+        daemon.answer(None)?;
     }
     fuse::unmount(&mount.mountpoint, false).map_err(|source| refused(arguments, source))?;
     if let Some(daemon) = daemon {
@@ -54,7 +56,7 @@ fn wait(daemon: &Client) -> Result<(), Error> {
     let mut progress = Progress::start(true);
     loop {
         match daemon.answer(Some(QUIET))? {
-            None => progress.wait("storing what is left"),
+            None | Some(Answer::Waiting) => progress.wait("storing what is left"),
             Some(Answer::Failed { why }) => return Err(Error::NotStored(why)),
             Some(Answer::Done | Answer::Status(_)) => return Ok(()),
         }

@@ -3,22 +3,25 @@
 //! Owns nothing but the translation: each method makes one call and answers with its result. What
 //! would have to wait is asked again on a worker ([`Adapter::ask`]).
 //!
+//! Before it is said where data lies in a file that somebody has open for writing, the kernel is
+//! made to hand over what it holds of it: it does so by write requests, which the reading threads
+//! and [`Workers`] must be free to serve. So that waiting has threads of its own.
+//!
 //! Absent on purpose, each answered with ENOSYS, after which the kernel stops asking: access (the
-//! kernel judges the permission bits itself), flush (the kernel has handed over the bytes before,
-//! and locks are its own), lseek (it then takes all for data), ioctl, poll, fallocate. getlk and
-//! setlk never come, as locks are not asked for.
+//! kernel judges the permission bits itself), ioctl, poll. getlk and setlk never come, as locks are
+//! not asked for.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -28,7 +31,9 @@ use super::errno::errno;
 use super::kernel;
 use super::workers::Workers;
 use crate::meta::Ino;
-use crate::volume::{Attr, DirItem, Error, Make, NAME_BYTES_MAX, SetAttr, StatFs, Volume, Wait};
+use crate::volume::{
+    Attr, DirItem, Error, Make, NAME_BYTES_MAX, Seek, SetAttr, StatFs, Volume, Wait,
+};
 
 /// How long the kernel may remember names and attributes: nobody else changes them.
 const REMEMBER: Duration = Duration::from_secs(3600);
@@ -48,7 +53,11 @@ type Result<T> = std::result::Result<T, Error>;
 /// A mounted volume as the transport sees it.
 pub struct Adapter {
     volume: Arc<Volume>,
-    workers: Workers,
+    /// Threads that ask the kernel for something and wait for it. Ends before `workers`, to which
+    /// it hands on.
+    askers: Workers,
+    workers: Arc<Workers>,
+    kernel: Arc<OnceLock<Notifier>>,
 }
 
 /// A reply that can tell the result `T`.
@@ -58,9 +67,35 @@ trait Answer<T>: Send + 'static {
 }
 
 impl Adapter {
-    /// Makes the adapter of `volume`; requests that wait share `workers`.
-    pub fn new(volume: Arc<Volume>, workers: Workers) -> Adapter {
-        Adapter { volume, workers }
+    /// Makes the adapter of `volume`; requests that wait share `workers`, and those that wait for
+    /// the kernel `askers`.
+    pub fn new(volume: Arc<Volume>, workers: Workers, askers: Workers) -> Adapter {
+        Adapter { volume, askers, workers: Arc::new(workers), kernel: Arc::default() }
+    }
+
+    /// Where the way to the kernel is to be put, once there is one.
+    pub fn kernel(&self) -> Arc<OnceLock<Notifier>> {
+        Arc::clone(&self.kernel)
+    }
+
+    /// Has the kernel hand over what it holds of a file, and asks the volume on a worker then.
+    fn hand_over<T, R: Answer<T>>(
+        &self,
+        reply: R,
+        node: Ino,
+        operation: impl FnOnce(&Volume, Wait) -> Result<T> + Send + 'static,
+    ) {
+        let (volume, workers) = (Arc::clone(&self.volume), Arc::clone(&self.workers));
+        let kernel = Arc::clone(&self.kernel);
+        self.askers.run(move || {
+            // From the first byte to the last. A refusal leaves the bytes with the kernel, as if
+            // they were written later.
+            let asked = kernel.get().map(|kernel| kernel.inval_inode(INodeNo(node.0), 0, 0));
+            if let Some(Err(error)) = asked {
+                tracing::debug!("the kernel did not hand over inode {}: {error}", node.0);
+            }
+            workers.run(move || reply.answer(operation(&volume, Wait::Yes)));
+        });
     }
 
     /// Asks the volume on this thread, and on a worker if it would have to wait.
@@ -349,12 +384,12 @@ impl Filesystem for Adapter {
         _: &Request,
         node: INodeNo,
         _: FileHandle,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.volume.release(ino(node));
+        self.volume.release(ino(node), convert::open_flags(flags.0).write);
         reply.ok();
     }
 
@@ -465,8 +500,23 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
-        reply.error(Errno::ENOSYS);
+    fn lseek(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let wanted = if whence == libc::SEEK_DATA { Seek::Data } else { Seek::Hole };
+        let (node, offset) = (ino(node), offset.cast_unsigned());
+        let seek = move |volume: &Volume, wait| volume.seek(node, offset, wanted, wait);
+        if self.volume.has_writers(node) {
+            self.hand_over(reply, node, seek);
+        } else {
+            self.ask(reply, seek);
+        }
     }
 
     fn ioctl(
@@ -498,15 +548,19 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _: &Request,
-        _: INodeNo,
+        request: &Request,
+        node: INodeNo,
         _: FileHandle,
-        _: u64,
-        _: u64,
-        _: i32,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::ENOSYS);
+        let (node, caller) = (ino(node), caller(request));
+        let Some(how) = convert::allocate(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        self.ask(reply, move |volume, wait| {
+            volume.allocate(node, offset, length, how, caller, wait)
+        });
     }
 }
 
@@ -517,6 +571,15 @@ fn answer_sized(reply: ReplyXattr, size: u32, result: Result<Vec<u8>>) {
         Ok(bytes) if bytes.len() <= size as usize => reply.data(&bytes),
         Ok(_) => reply.error(Errno::ERANGE),
         Err(error) => reply.error(errno(&error)),
+    }
+}
+
+impl Answer<u64> for ReplyLseek {
+    fn answer(self, result: Result<u64>) {
+        match result {
+            Ok(offset) => self.offset(offset.cast_signed()),
+            Err(error) => self.error(errno(&error)),
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
 
 use crate::meta::Ino;
 use crate::sys::Timestamp;
-use crate::volume::{Attr, Caller, MODE_TYPE, OpenFlags, RenameFlags, SetTime, XattrMode};
+use crate::volume::{
+    Allocate, Attr, Caller, MODE_TYPE, OpenFlags, RenameFlags, SetTime, XattrMode,
+};
 
 /// Block size told to programs: what they best read and write at once.
 pub const BLOCK_BYTES: u32 = 4096;
@@ -143,6 +145,17 @@ fn system_time(time: Timestamp) -> SystemTime {
         if time.secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
     // Out of what the platform can say only at the very ends of 64 bits.
     seconds.and_then(|time| time.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+/// What fallocate(2) asks for; `None` for modes that are not known.
+pub fn allocate(mode: i32) -> Option<Allocate> {
+    let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+    match mode & !libc::FALLOC_FL_KEEP_SIZE {
+        0 => Some(Allocate::Reserve { keep_size }),
+        libc::FALLOC_FL_PUNCH_HOLE if keep_size => Some(Allocate::Punch),
+        libc::FALLOC_FL_ZERO_RANGE => Some(Allocate::Zero { keep_size }),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -60,6 +60,7 @@ fn table(error: &Error) -> Errno {
         // setxattr(2) names E2BIG for a value beyond the limit of the kernel, and ENOSPC for one
         // beyond that of the filesystem. The kernel's own limit is the same, so E2BIG.
         Error::AttributeTooLarge => Errno::E2BIG,
+        Error::NoData => Errno::ENXIO,
         Error::Unsupported => Errno::EOPNOTSUPP,
         // The kernel names an inode that is gone: lookups by handle retry on ESTALE.
         Error::Stale => Errno::ESTALE,

@@ -4,8 +4,8 @@
 //!
 //! Absent on purpose, as the transport (fuser 0.18) accepts them but does not serve them:
 //! SETXATTR_EXT (the first setxattr would end its thread), SECURITY_CTX, CREATE_SUPP_GROUP,
-//! ALLOW_IDMAP, HAS_RESEND, OVER_IO_URING. NO_OPEN_SUPPORT: the volume counts open files. POSIX_ACL:
-//! not yet.
+//! ALLOW_IDMAP, HAS_RESEND, OVER_IO_URING. NO_OPEN_SUPPORT: the volume counts open files.
+//! POSIX_ACL: not yet.
 
 use std::fs;
 use std::io;

@@ -32,6 +32,8 @@ use crate::volume::Volume;
 const READING_THREADS: usize = 4;
 /// Threads on which requests may wait.
 const WAITING_THREADS: usize = 8;
+/// Threads that ask the kernel for something.
+const ASKING_THREADS: usize = 2;
 /// The kernel's door.
 const DEVICE: &str = "/dev/fuse";
 /// The number of that prctl(2); since Linux 5.6.
@@ -114,9 +116,8 @@ pub fn mount(
     settings: &Settings,
     ended: impl FnOnce(io::Result<()>) + Send + 'static,
 ) -> Result<Mounted, MountError> {
-    let workers =
-        Workers::start(WAITING_THREADS).map_err(|source| MountError::Thread { source })?;
-    let adapter = Adapter::new(volume, workers);
+    let start = |count| Workers::start(count).map_err(|source| MountError::Thread { source });
+    let adapter = Adapter::new(volume, start(WAITING_THREADS)?, start(ASKING_THREADS)?);
     let connection = connect(settings)?;
     // From here on there is a mount that must go when something fails.
     let served = serve(adapter, connection, settings, ended);
@@ -159,8 +160,11 @@ fn serve(
     let acl = if settings.allow_other { SessionACL::All } else { SessionACL::Owner };
     let mut config = Config::default();
     config.n_threads = Some(READING_THREADS);
+    let kernel = adapter.kernel();
     let session = Session::from_fd(adapter, connection, acl, config)
         .map_err(|source| MountError::Handshake { source })?;
+    // Requests are served from `run` on: nobody has missed it yet.
+    let _ = kernel.set(session.notifier());
     thread::Builder::new()
         .name("fuse".to_owned())
         .spawn(move || ended(session.run()))

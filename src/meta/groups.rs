@@ -6,6 +6,7 @@
 //! Absent on purpose: in which order parts are asked, and when they move (`layers`).
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -81,6 +82,24 @@ impl Part {
                 self.insert(&mut entries, key.clone(), value.clone());
             }
         }
+    }
+
+    /// Copies entries from `from` on, of about `bytes` together, and tells whether they are the
+    /// last.
+    pub(super) fn slice(&self, from: Bound<Arc<[u8]>>, bytes: u64) -> (Entries, bool) {
+        let entries = self.entries.read();
+        let mut rest = entries.range::<Arc<[u8]>, _>((from, Bound::Unbounded));
+        let mut slice = Entries::new();
+        let mut taken = 0;
+        for (key, value) in rest.by_ref() {
+            taken += charge(key, value.as_deref());
+            slice.insert(Arc::clone(key), value.clone());
+            if bytes <= taken {
+                break;
+            }
+        }
+        let last = rest.next().is_none();
+        (slice, last)
     }
 
     /// Its entries, held still.

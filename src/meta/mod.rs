@@ -7,7 +7,8 @@
 //!
 //! Invariants: (1) at most two groups exist, one open and one committing; (2) no cut happens while
 //! a [`Group`] is held; (3) an entry is visible at every moment of its way down; (4) the
-//! checkpoint is all entries of the records up to the position it names, and of no later one.
+//! checkpoint is all entries of the records up to the position it names; while a part is being
+//! taken in, and after a crash then, it has some of the part's entries too, which replay the same.
 //!
 //! Lock order: `take_in`, then `commit`, then `layers`, then a part's own. The cut's lock comes
 //! before all of them. None is held while a caller's function runs, except the cut's.
@@ -58,11 +59,14 @@ pub struct Options {
     pub committed_bytes_max: u64,
     /// What is kept of the checkpoint's file.
     pub cache_bytes: u64,
+    /// Entries that go into the checkpoint in one transaction, in bytes. The pages that one
+    /// transaction replaces are used again only after it, so large ones make the file large.
+    pub take_in_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { committed_bytes_max: 64 << 20, cache_bytes: 32 << 20 }
+        Options { committed_bytes_max: 64 << 20, cache_bytes: 32 << 20, take_in_bytes: 512 << 10 }
     }
 }
 
@@ -332,21 +336,37 @@ impl Meta {
     }
 
     /// Takes in the part that is set aside for it, if there is one.
+    ///
+    /// In several transactions: all but the last still name the older position, from which a
+    /// replay ends in the same state, as entries are whole values.
     fn take_in_part(&self) -> Result<()> {
         let Some((part, position)) = self.layers.read().taking.clone() else { return Ok(()) };
-        if let Err(error) = self.checkpoint.take_in(&part.entries(), position) {
-            if let Error::Io { .. } = error {
-                // So that reading goes on; the error that counts is the first one.
-                let _ = self.rescue();
+        let held = self.position();
+        let mut from = Bound::Unbounded;
+        loop {
+            let (slice, last) = part.slice(from, self.options.take_in_bytes);
+            let end = slice.last_key_value().map(|(key, _)| Arc::clone(key));
+            let named = if last { position } else { held };
+            if let Err(error) = self.checkpoint.take_in(&slice, named) {
+                if let Error::Io { .. } = error {
+                    // So that reading goes on; the error that counts is the first one.
+                    let _ = self.rescue();
+                }
+                return Err(error);
             }
-            return Err(error);
+            // The older view goes at once: it keeps the pages that were replaced from being used.
+            let (view, viewed_to) = self.checkpoint.view()?;
+            let mut layers = self.layers.write();
+            layers.view = Some(view);
+            layers.viewed_to = viewed_to;
+            match end {
+                Some(end) if !last => from = Bound::Excluded(end),
+                _ => {
+                    layers.taking = None;
+                    return Ok(());
+                }
+            }
         }
-        let (view, viewed_to) = self.checkpoint.view()?;
-        let mut layers = self.layers.write();
-        layers.view = Some(view);
-        layers.viewed_to = viewed_to;
-        layers.taking = None;
-        Ok(())
     }
 
     /// Bytes of the checkpoint's file, without the space that it has grown ahead.

@@ -47,7 +47,8 @@ pub struct Inode {
     pub flags: u32,
     /// The directory that holds this directory; 0 for all other types.
     pub parent: Ino,
-    /// Tells files apart that have the same number at different times; 0, as numbers are not reused.
+    /// Tells files apart that have the same number at different times; 0, as numbers are not
+    /// reused.
     pub generation: u32,
     /// Where a symbolic link points; empty for all other types.
     pub target: Vec<u8>,

@@ -16,8 +16,8 @@ use crate::chunk::{Source, Tree};
 impl Pyramid {
     /// Calls `each` with every range in which the two contents may differ, in order and merged.
     ///
-    /// Ranges begin and end at borders of data chunks, or at an end of the content. What only the longer
-    /// one has is part of a range, zeros or not.
+    /// Ranges begin and end at borders of data chunks, or at an end of the content. What only the
+    /// longer one has is part of a range, zeros or not.
     ///
     /// # Errors
     ///
@@ -56,8 +56,8 @@ struct Diff<'a, S> {
 }
 
 impl<S: Source> Diff<'_, S> {
-    /// Compares a block of `S(height)` bytes. Each side is the node with all that its tree has there;
-    /// None when that is zeros.
+    /// Compares a block of `S(height)` bytes. Each side is the node with all that its tree has
+    /// there; None when that is zeros.
     fn block(
         &mut self,
         offset: u64,

@@ -7,8 +7,8 @@
 //!
 //! Invariants: each old tree chunk is loaded at most once and only if old content below it stays;
 //! each new tree chunk is put once, after its children. Old and new tree are aligned, as a node of
-//! height h starts at a multiple of `S(h)`: below a new node lies at most one old node of its height
-//! or lower, and it starts where the new one does.
+//! height h starts at a multiple of `S(h)`: below a new node lies at most one old node of its
+//! height or lower, and it starts where the new one does.
 //!
 //! Absent on purpose: chunks that nothing touches. No work grows with their number.
 
@@ -81,8 +81,8 @@ impl<'a> Run<'a> {
 
 impl Pyramid {
     /// Returns the root of changed content: the first `keep` bytes of `root` (or all it has, or
-    /// `size`, whichever is least), with `runs` laid over them, and exactly `size` bytes long. What is
-    /// neither kept nor written is a hole.
+    /// `size`, whichever is least), with `runs` laid over them, and exactly `size` bytes long. What
+    /// is neither kept nor written is a hole.
     ///
     /// # Errors
     ///
@@ -90,8 +90,8 @@ impl Pyramid {
     ///
     /// # Panics
     ///
-    /// When `size` is above [`SIZE_MAX`], or the runs are not sorted, overlap or reach behind `size`, or
-    /// shared content is not inside its root.
+    /// When `size` is above [`SIZE_MAX`], or the runs are not sorted, overlap or reach behind
+    /// `size`, or shared content is not inside its root.
     pub fn edit<S: Sink>(
         &self,
         sink: &S,
@@ -127,8 +127,8 @@ impl Pyramid {
         Ok(Root { address: link.address, size, filled: link.filled })
     }
 
-    /// Returns the root of the first `size` bytes of `root`, with a hole behind them where `root` has
-    /// fewer.
+    /// Returns the root of the first `size` bytes of `root`, with a hole behind them where `root`
+    /// has fewer.
     ///
     /// # Errors and panics
     ///
@@ -142,11 +142,11 @@ impl Pyramid {
         self.edit(sink, root, size, &[], size)
     }
 
-    /// Returns the root of `target` with `length` bytes of `source` laid over it at `target_offset`, from
-    /// `source_offset` on; it grows where the range ends behind its end.
+    /// Returns the root of `target` with `length` bytes of `source` laid over it at
+    /// `target_offset`, from `source_offset` on; it grows where the range ends behind its end.
     ///
-    /// Subtrees of height j are shared where the two offsets agree modulo `S(j)`, single chunks where
-    /// they agree modulo the chunk size; bytes are copied otherwise.
+    /// Subtrees of height j are shared where the two offsets agree modulo `S(j)`, single chunks
+    /// where they agree modulo the chunk size; bytes are copied otherwise.
     ///
     /// # Errors and panics
     ///
@@ -261,7 +261,8 @@ impl<S: Sink> Edit<'_, S> {
         Ok(link)
     }
 
-    /// Loads a chunk of a tree that content is shared from. Many nodes are looked up under the same.
+    /// Loads a chunk of a tree that content is shared from. Many nodes are looked up under the
+    /// same.
     fn load_shared(&self, spot: &Spot) -> Result<Arc<Tree>, Error<S::Error>> {
         let mut cache = self.shared_trees.borrow_mut();
         if let Some(tree) = cache.get(&spot.link.address) {
@@ -363,7 +364,8 @@ impl<S: Sink> Edit<'_, S> {
             let runs = touching(node.runs, offset..offset + shape.span);
             let old = match &old {
                 Some((old, tree)) => self.pyramid.spot_child(old, tree, index),
-                // An old node lower than this one is all of the old content here: it starts the first child.
+                // An old node lower than this one is all of the old content here: it starts the
+                // first child.
                 None => node.old.filter(|_| index == 0),
             };
             match self.decide(Node { offset, shape, runs, old })? {

@@ -1,13 +1,14 @@
 //! The shape of pyramids: pure arithmetic, no chunks.
 //!
-//! Owns the rule of shape. With `S(j) = chunk bytes × branches^j`, `node(m, c)` (m bytes under a cap
-//! c) has the largest height `h <= c` for which `h = 0` or `S(h - 1) <= m`: a data chunk when
+//! Owns the rule of shape. With `S(j) = chunk bytes × branches^j`, `node(m, c)` (m bytes under a
+//! cap c) has the largest height `h <= c` for which `h = 0` or `S(h - 1) <= m`: a data chunk when
 //! `h = 0`, otherwise a tree chunk over pieces of `S(h - 1)` bytes, each `node(piece, h - 1)`. The
-//! root of n bytes is `node(n, D)`, D the least with `S(D) >= n`. So a short last piece is promoted,
-//! and one of exactly `S(j)` bytes under a cap above j is wrapped in one tree chunk of one child.
+//! root of n bytes is `node(n, D)`, D the least with `S(D) >= n`. So a short last piece is
+//! promoted, and one of exactly `S(j)` bytes under a cap above j is wrapped in one tree chunk of
+//! one child.
 //!
-//! Invariants: a node of height h starts at a multiple of `S(h)` and spans at most `S(h)` bytes. All
-//! sizes that a u64 holds are fine: `S` saturates.
+//! Invariants: a node of height h starts at a multiple of `S(h)` and spans at most `S(h)` bytes.
+//! All sizes that a u64 holds are fine: `S` saturates.
 //!
 //! Absent on purpose: addresses, stores.
 

@@ -10,8 +10,8 @@ use super::root::{Pyramid, Root, check_length};
 use super::spot::Spot;
 use crate::chunk::{Address, Source};
 
-/// Data chunks that are fetched with one call: 1 MiB of default chunks, and 8 bytes of work for each
-/// byte of an address.
+/// Data chunks that are fetched with one call: 1 MiB of default chunks, and 8 bytes of work for
+/// each byte of an address.
 const FETCH_MAX: usize = 256;
 
 impl Pyramid {
@@ -107,8 +107,8 @@ impl<S: Source> Join<'_, S> {
     }
 }
 
-/// Returns how the node of `span` bytes at `start` overlaps a buffer at `offset`: the bytes of the node
-/// in front of the buffer, and the range of the buffer.
+/// Returns how the node of `span` bytes at `start` overlaps a buffer at `offset`: the bytes of the
+/// node in front of the buffer, and the range of the buffer.
 fn cut(offset: u64, length: usize, start: u64, span: u64) -> (usize, std::ops::Range<usize>) {
     let from = start.max(offset);
     let to = (start + span).min(offset + length as u64);

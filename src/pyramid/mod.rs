@@ -2,13 +2,13 @@
 //!
 //! Owns the shape of trees and all that is done with them: [`Pyramid::split`] and
 //! [`Pyramid::append`] build them, [`Pyramid::edit`] changes them, [`Pyramid::read`] and
-//! [`Pyramid::walk`] read them, [`Pyramid::next_data`], [`Pyramid::next_hole`] and [`Pyramid::diff`]
-//! answer questions about them.
+//! [`Pyramid::walk`] read them, [`Pyramid::next_data`], [`Pyramid::next_hole`] and
+//! [`Pyramid::diff`] answer questions about them.
 //!
 //! Invariants: (1) the root follows from the content alone, whatever the steps that led there;
-//! (2) what is all zeros has a known address and is never put nor loaded; (3) children are put before
-//! their parents; (4) no chunk from a store is trusted to fit its place: span, number of children and
-//! length are compared with the geometry.
+//! (2) what is all zeros has a known address and is never put nor loaded; (3) children are put
+//! before their parents; (4) no chunk from a store is trusted to fit its place: span, number of
+//! children and length are compared with the geometry.
 //!
 //! Absent on purpose: where chunks live (the traits [`Source`](crate::chunk::Source) and
 //! [`Sink`](crate::chunk::Sink)), and files.

@@ -133,11 +133,12 @@ impl Pyramid {
         self.zero(shape) == *address
     }
 
-    /// Whether all below a node is zeros. May answer no about zeros whose count says otherwise, which
-    /// then are loaded, and [`Pyramid::load_tree`] knows them.
+    /// Whether all below a node is zeros. May answer no about zeros whose count says otherwise,
+    /// which then are loaded, and [`Pyramid::load_tree`] knows them.
     ///
     /// The address decides. Only that of a partial tree chunk costs hashes to compare with, again
-    /// for every new size of a file that grows; where its count says that there is data they are saved.
+    /// for every new size of a file that grows; where its count says that there is data they are
+    /// saved.
     pub(crate) fn is_zero_link(&self, link: &Link, shape: Shape) -> bool {
         let costly = 0 < shape.height && !self.geometry().is_full(shape);
         !(costly && 0 < link.filled) && self.is_zero(&link.address, shape)
@@ -173,7 +174,8 @@ impl Pyramid {
         parts.concat()
     }
 
-    /// Loads a tree chunk and compares it with its place. One of zeros, which no source has, is made.
+    /// Loads a tree chunk and compares it with its place. One of zeros, which no source has, is
+    /// made.
     pub(crate) fn load_tree<S: Source>(
         &self,
         source: &S,

@@ -19,8 +19,8 @@ enum Wanted {
 }
 
 impl Pyramid {
-    /// Returns the first offset from `offset` on that lies in data. None when there is none before the
-    /// end.
+    /// Returns the first offset from `offset` on that lies in data. None when there is none before
+    /// the end.
     ///
     /// # Errors
     ///
@@ -34,8 +34,8 @@ impl Pyramid {
         self.seek(source, &self.spot(root), offset, Wanted::Data)
     }
 
-    /// Returns the first offset from `offset` on that lies in a hole; the end counts as one. None when
-    /// `offset` is at or behind the end.
+    /// Returns the first offset from `offset` on that lies in a hole; the end counts as one. None
+    /// when `offset` is at or behind the end.
     ///
     /// # Errors
     ///

@@ -1,9 +1,9 @@
 //! Nodes of stored trees, found by where they lie.
 //!
-//! Owns [`Spot`] and the way down to it. Invariant: trees of one profile are aligned. A node of height
-//! h starts at a multiple of `S(h)`, so of a block of `S(h)` bytes that starts at such a multiple, a
-//! tree has at most one node of height h or lower with all that it holds there, and that node starts
-//! where the block does.
+//! Owns [`Spot`] and the way down to it. Invariant: trees of one profile are aligned. A node of
+//! height h starts at a multiple of `S(h)`, so of a block of `S(h)` bytes that starts at such a
+//! multiple, a tree has at most one node of height h or lower with all that it holds there, and
+//! that node starts where the block does.
 //!
 //! Absent on purpose: what is done with a node.
 

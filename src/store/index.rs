@@ -40,7 +40,8 @@ fn location_of(slot: &Slot) -> u64 {
 }
 
 fn spread(fingerprint: u32) -> u64 {
-    // An odd constant moves the fingerprint's bits to both ends, from which the table takes its own.
+    // An odd constant moves the fingerprint's bits to both ends, from which the table takes its
+    // own.
     u64::from(fingerprint).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 

@@ -19,7 +19,8 @@ use super::pack::{self, PACK_HEADER_BYTES, PACKS_DIR, PackKind};
 use super::record::{RECORD_PACKS_MAX, RecordHead, run_on};
 use crate::sys::{Access, Disk, DiskFile};
 
-/// What a pack has beside the entries of a record that fills it, with some packs begun in its group.
+/// What a pack has beside the entries of a record that fills it, with some packs begun in its
+/// group.
 const RECORD_OVERHEAD_BYTES: u64 = 1024;
 
 /// Why something could not be appended.
@@ -158,7 +159,8 @@ impl Log {
         Ok((open.number, offset))
     }
 
-    /// Returns a pack with room for `length` bytes; seals the open one and begins another if needed.
+    /// Returns a pack with room for `length` bytes; seals the open one and begins another if
+    /// needed.
     ///
     /// A pack without frames has room for anything.
     fn make_room(&mut self, length: u64) -> Result<&mut OpenPack, LogError> {

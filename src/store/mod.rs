@@ -161,7 +161,7 @@ impl Default for Options {
             tree_cache_bytes: 32 * MIB,
             index_memory_bytes: 96 * MIB,
             pack_bytes_max: 64 * MIB,
-            pending_bytes_max: 64 * MIB,
+            pending_bytes_max: 32 * MIB,
             workers: 2,
         }
     }
@@ -367,7 +367,10 @@ impl Store {
     /// Makes the directories of an empty store, durably.
     pub fn create(disk: &Arc<dyn Disk>) -> Result<()> {
         for dir in [pack::PACKS_DIR, run::INDEX_DIR] {
-            disk.create_dir(dir).map_err(Error::io("make a directory of the volume"))?;
+            match disk.create_dir(dir) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(Error::io("make a directory of the volume"))?,
+            }
             disk.sync_dir(dir).map_err(Error::io("sync a directory of the volume"))?;
         }
         disk.sync_dir("").map_err(Error::io("sync the directory of the volume"))

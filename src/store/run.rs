@@ -19,7 +19,8 @@
 //!   4092    4 crc32c of the 4092 bytes before
 //! ```
 //!
-//! A location is `pack << 36 | offset / 8 << 8 | slot`. Entries are sorted by prefix, then location.
+//! A location is `pack << 36 | offset / 8 << 8 | slot`. Entries are sorted by prefix, then
+//! location.
 //!
 //! Invariants: (1) a run has its final name only once it is durable; (2) it covers only frames in
 //! front of a commit record that is durable.

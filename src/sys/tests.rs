@@ -287,7 +287,11 @@ const PATHS: [&str; 8] = ["a", "b", "d", "d/a", "d/b", "d/e", "d/e/a", ""];
 
 fn any_step() -> impl Strategy<Value = Step> {
     let path = 0..PATHS.len();
-    let access = prop_oneof![1 => Just(Access::Read), 2 => Just(Access::Write), 3 => Just(Access::CreateNew)];
+    let access = prop_oneof![
+        1 => Just(Access::Read),
+        2 => Just(Access::Write),
+        3 => Just(Access::CreateNew),
+    ];
     let (handle, offset, count) = (any::<usize>(), 0..20_000_u64, 0..9000_usize);
     prop_oneof![
         4 => (path.clone(), access).prop_map(|(path, access)| Step::Open(path, access)),

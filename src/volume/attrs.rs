@@ -1,6 +1,7 @@
 //! Attributes of inodes.
 
-use super::io::clear_set_id;
+use super::io::{Touch, clear_set_id};
+use super::node::NodeState;
 use super::{Attr, Caller, Error, MODE_DIR, MODE_TYPE, SetAttr, SetTime, Volume, Wait};
 use crate::meta::{Content, Ino, Inode, Key};
 use crate::sys::Timestamp;
@@ -37,13 +38,9 @@ impl Volume {
             return Ok(0);
         }
         if let Some(node) = self.nodes.peek(ino) {
-            let state = node.state.lock();
-            if let Some(root) = state.root {
-                let mut filled = root.filled;
-                for layer in &state.layers {
-                    filled = layer.base.map_or(filled.min(layer.keep), |base| base.filled);
-                    filled += layer.bytes();
-                }
+            let filled = filled_of(&node.state.lock());
+            self.nodes.put(node);
+            if let Some(filled) = filled {
                 return Ok(filled.min(inode.size));
             }
         }
@@ -68,8 +65,9 @@ impl Volume {
                 return Err(Error::IsADirectory);
             }
             let node = self.nodes.get(ino);
-            let resized = self.resize(&node, size, caller);
+            let resized = self.resize(&node, size, caller, Touch::IfChanged);
             self.nodes.put(node);
+            self.relieve();
             resized?;
         }
         let change = SetAttr { size: None, ..*change };
@@ -115,6 +113,16 @@ impl Volume {
         group.put(&Key::Inode(ino), inode.encode());
         Ok(())
     }
+}
+
+/// Bytes that are not holes, when the root is known.
+fn filled_of(state: &NodeState) -> Option<u64> {
+    let mut filled = state.root?.filled;
+    for layer in &state.layers {
+        filled = layer.base.map_or(filled.min(layer.keep), |base| base.filled);
+        filled += layer.bytes();
+    }
+    Some(filled)
 }
 
 fn time(set: SetTime, now: Timestamp) -> Timestamp {

@@ -20,6 +20,8 @@ pub(super) struct Budget {
 #[derive(Debug, Default)]
 struct State {
     used: u64,
+    /// Those who found too little left and wait, or are about to.
+    waiters: u64,
     /// Why storing fails at present.
     failing: Option<Failure>,
 }
@@ -44,7 +46,14 @@ impl Budget {
 
     /// Whether it is time to store without being asked.
     pub(super) fn is_pressed(&self) -> bool {
-        self.max / 2 < self.used()
+        let state = self.state.lock();
+        self.max / 2 < state.used || 0 < state.waiters
+    }
+
+    /// Counts one who waits, or no longer does: until then others have dirty bytes stored for it.
+    pub(super) fn count_waiter(&self, waits: bool) {
+        let mut state = self.state.lock();
+        state.waiters = if waits { state.waiters + 1 } else { state.waiters - 1 };
     }
 
     /// Takes `bytes`. What is larger than the whole budget waits until nothing else is taken.

@@ -16,12 +16,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::node::Node;
 use super::{Error, Volume, Wait};
 use crate::meta::{Counters, GroupId, Ino, Key, Meta};
 use crate::store::LogPosition;
+use crate::sys::Clock;
 
 /// A group of this many bytes is committed before it takes more, so that its record fits a pack.
 const GROUP_BYTES_MAX: u64 = 8 << 20;
@@ -35,8 +36,8 @@ const FLUSHES_AHEAD_MAX: usize = 64;
 /// The commit that runs, and what all know of commits.
 #[derive(Debug, Default)]
 pub(super) struct Commits {
-    /// Held by the one who commits: a group that is cut but not yet durable.
-    running: Mutex<Option<Cut>>,
+    /// Held by the one who commits.
+    running: Mutex<Running>,
     /// Nodes with layers, by group.
     dirty: Mutex<BTreeMap<GroupId, Vec<Arc<Node>>>>,
     /// Nodes that have had layers since they were last flushed, the longest first. Each stands
@@ -45,6 +46,15 @@ pub(super) struct Commits {
     /// Why the volume takes no more changes.
     poison: Mutex<Option<String>>,
     timer: Arc<Timer>,
+}
+
+/// How far commits have come.
+#[derive(Debug, Default)]
+struct Running {
+    /// A group that is cut and not durable yet.
+    cut: Option<Cut>,
+    /// The number of the last group that is durable.
+    durable: u64,
 }
 
 /// A group that is cut.
@@ -146,15 +156,25 @@ impl Volume {
 
     /// Reports once that bytes of the file were lost.
     pub(super) fn take_error(&self, ino: Ino) -> Result<(), Error> {
-        let error = self.nodes.peek(ino).and_then(|node| node.state.lock().error.take());
+        let Some(node) = self.nodes.peek(ino) else { return Ok(()) };
+        let error = node.state.lock().error.take();
+        self.nodes.put(node);
         error.map_or(Ok(()), |why| Err(Error::WriteLost { why }))
     }
 
     pub(super) fn commit_all(&self) -> Result<(), Error> {
+        // All that was changed before the call is in this group or in an older one.
+        let wanted = self.meta.enter().id();
         let mut running = self.commits.running.lock();
         self.commits.check_poison()?;
+        if wanted.0 <= running.durable {
+            // Another's commit took it along while this call waited.
+            MutexGuard::unlock_fair(running);
+            return Ok(());
+        }
         let result = self.commit_running(&mut running);
-        drop(running);
+        // To those who wait already, so that the next commit takes all of them along.
+        MutexGuard::unlock_fair(running);
         match &result {
             Ok(()) => self.budget.set_failing(None),
             Err(error) => self.note_failure(error),
@@ -163,8 +183,8 @@ impl Volume {
     }
 
     /// Finishes the group that is cut already, if one is, and then the open one.
-    fn commit_running(&self, running: &mut Option<Cut>) -> Result<(), Error> {
-        if running.is_some() {
+    fn commit_running(&self, running: &mut Running) -> Result<(), Error> {
+        if running.cut.is_some() {
             self.finish_cut(running)?;
         }
         if self.meta.wants_take_in() && !self.options.background {
@@ -176,12 +196,12 @@ impl Volume {
         });
         let Some((group, (nodes, counters))) = cut else { return Ok(()) };
         self.counters.lock().next_base = counters;
-        *running = Some(Cut { group, nodes, record: None });
+        running.cut = Some(Cut { group, nodes, record: None });
         self.finish_cut(running)
     }
 
-    fn finish_cut(&self, running: &mut Option<Cut>) -> Result<(), Error> {
-        let Some(cut) = running.as_mut() else { return Ok(()) };
+    fn finish_cut(&self, running: &mut Running) -> Result<(), Error> {
+        let Some(cut) = running.cut.as_mut() else { return Ok(()) };
         let group = cut.group;
         let (record, counters) = match cut.record.take() {
             Some(record) => record,
@@ -198,10 +218,13 @@ impl Volume {
         }
         self.meta.committed(position?);
         self.counters.lock().committed(group, counters);
+        running.durable = group.0;
         self.commits.unlist_clean();
-        if let Some(cut) = running.take() {
+        if let Some(cut) = running.cut.take() {
             cut.nodes.into_iter().for_each(|node| self.nodes.put(node));
         }
+        // Whoever wanted dirty space meanwhile may have found the list empty.
+        self.relieve();
         if self.meta.wants_take_in() {
             self.wake_timer();
         }
@@ -258,7 +281,10 @@ impl Volume {
     /// Has the longest dirty nodes flushed when many bytes are dirty.
     pub(super) fn relieve(&self) {
         // Those in the flushers' queue are on their way: no more are added than are needed.
-        while self.budget.is_pressed() && self.flushers.len() < FLUSHES_AHEAD_MAX {
+        for _ in 0..FLUSHES_AHEAD_MAX {
+            if !self.budget.is_pressed() || FLUSHES_AHEAD_MAX <= self.flushers.len() {
+                return;
+            }
             let Some(node) = self.commits.longest_dirty() else { return };
             self.flush_soon(&node);
             self.nodes.put(node);
@@ -274,7 +300,8 @@ impl Volume {
         let timer = Arc::clone(&self.commits.timer);
         let interval = Duration::from_millis(self.options.commit_interval_ms);
         let weak = Arc::downgrade(self);
-        threads.push(std::thread::spawn(move || timer_thread(&timer, interval, &weak)));
+        let clock = Arc::clone(&self.clock);
+        threads.push(std::thread::spawn(move || timer_thread(&timer, &*clock, interval, &weak)));
         let timer = Arc::clone(&self.commits.timer);
         let weak = Arc::downgrade(self);
         threads.push(std::thread::spawn(move || take_in_thread(&timer, &weak)));
@@ -312,21 +339,26 @@ impl Volume {
 }
 
 /// Commits what is dirty, every `interval`.
-fn timer_thread(timer: &Timer, interval: Duration, volume: &Weak<Volume>) {
+fn timer_thread(timer: &Timer, clock: &dyn Clock, interval: Duration, volume: &Weak<Volume>) {
     loop {
         {
             let mut state = timer.state.lock();
-            let end = std::time::Instant::now() + interval;
-            while !state.stopped && !timer.changed.wait_until(&mut state, end).timed_out() {}
+            let end = clock.monotonic() + interval;
+            loop {
+                // Woken early, it waits for the rest: by the clock, which a test may hold.
+                let left = end.saturating_sub(clock.monotonic());
+                if state.stopped || timer.changed.wait_for(&mut state, left).timed_out() {
+                    break;
+                }
+            }
             if state.stopped {
                 return;
             }
         }
         let Some(volume) = volume.upgrade() else { return };
-        if !volume.options.read_only && !volume.commits.is_poisoned() {
-            if let Err(error) = volume.commit_all() {
-                tracing::error!("a commit failed: {error}");
-            }
+        let commits = !volume.options.read_only && !volume.commits.is_poisoned();
+        if commits && let Err(error) = volume.commit_all() {
+            tracing::error!("a commit failed: {error}");
         }
     }
 }

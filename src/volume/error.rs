@@ -134,7 +134,7 @@ pub enum Error {
     Store(store::Error),
     /// The metadata failed.
     #[error(transparent)]
-    Meta(#[from] meta::Error),
+    Meta(meta::Error),
     /// An entry of the metadata makes no sense.
     #[error("an entry of the metadata is damaged ({0}); run `pyramidfs check`")]
     Entry(#[from] meta::CodecError),
@@ -146,6 +146,17 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+}
+
+impl From<meta::Error> for Error {
+    fn from(error: meta::Error) -> Error {
+        match error {
+            meta::Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Error::NoSpace
+            }
+            other => Error::Meta(other),
+        }
+    }
 }
 
 impl Error {

@@ -107,6 +107,13 @@ impl Volume {
         // The failure reaches those who wait for dirty space, and the next commit meets it again.
         if let Err(error) = self.flush_node(&node, GroupId(u64::MAX)) {
             tracing::debug!("a flush of inode {} failed: {error}", node.ino.0);
+            let mut state = node.state.lock();
+            if !state.layers.is_empty() {
+                self.list(&node, &mut state);
+            }
+            drop(state);
+            self.nodes.put(node);
+            return;
         }
         self.nodes.put(node);
         // As long as too much is dirty, the next ones follow without anybody asking.

@@ -37,13 +37,15 @@ impl Volume {
             self.begin_change(wait)?;
         }
         let node = self.nodes.get(ino);
-        if flags.truncate {
-            self.resize(&node, 0, caller)?;
+        let cut =
+            if flags.truncate { self.resize(&node, 0, caller, Touch::Always) } else { Ok(()) };
+        if cut.is_ok() {
+            let mut state = node.state.lock();
+            state.opens += 1;
+            state.writers += u64::from(flags.write);
         }
-        let mut state = node.state.lock();
-        state.opens += 1;
-        state.writers += u64::from(flags.write);
-        Ok(())
+        self.nodes.put(node);
+        cut
     }
 
     /// Ends what [`Volume::open_file`] began; `write` is as it was there.
@@ -115,6 +117,10 @@ impl Volume {
         let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= FILE_BYTES_MAX);
         let end = end.ok_or(Error::TooLarge)?;
         self.begin_change(wait)?;
+        if bytes.is_empty() {
+            // It would not extend the file, whatever the offset.
+            return regular(&self.inode(ino)?);
+        }
         self.admit(bytes.len() as u64)?;
         let charge = bytes.len() as u64 + LAYER_COST_BYTES + 2 * RUN_COST_BYTES;
         self.take_budget(charge, wait)?;
@@ -137,8 +143,11 @@ impl Volume {
     fn take_budget(&self, bytes: u64, wait: Wait) -> Result<(), Error> {
         match self.budget.take(bytes, Wait::No) {
             Err(Error::WouldWait) => {
+                self.budget.count_waiter(true);
                 self.relieve();
-                self.budget.take(bytes, wait)
+                let taken = self.budget.take(bytes, wait);
+                self.budget.count_waiter(false);
+                taken
             }
             other => other,
         }
@@ -178,7 +187,13 @@ impl Volume {
     }
 
     /// Changes the size of a file; the caller holds no locks.
-    pub(super) fn resize(&self, node: &Arc<Node>, size: u64, caller: Caller) -> Result<(), Error> {
+    pub(super) fn resize(
+        &self,
+        node: &Arc<Node>,
+        size: u64,
+        caller: Caller,
+        touch: Touch,
+    ) -> Result<(), Error> {
         if FILE_BYTES_MAX < size {
             return Err(Error::TooLarge);
         }
@@ -198,9 +213,11 @@ impl Volume {
             let after = layer.cost();
             self.budget.settle(before, after);
         }
-        inode.size = size;
-        inode.mtime = now;
-        inode.ctime = now;
+        if size != inode.size || touch == Touch::Always {
+            inode.size = size;
+            inode.mtime = now;
+            inode.ctime = now;
+        }
         group.put(&Key::Inode(node.ino), inode.encode());
         if capability {
             group.delete(&Key::Xattr { ino: node.ino, name: CAPABILITY });
@@ -224,10 +241,7 @@ impl Volume {
             .layers
             .back()
             .is_some_and(|top| top.group == group.id() && Arc::strong_count(top) == 1);
-        if !state.listed {
-            state.listed = true;
-            self.commits.list(node);
-        }
+        self.list(node, state);
         if !open {
             state.layers.push_back(Arc::new(Layer::new(group.id(), size)));
         }
@@ -244,6 +258,14 @@ impl Volume {
         }
     }
 
+    /// Lists a node for the time when many bytes are dirty.
+    pub(super) fn list(&self, node: &Arc<Node>, state: &mut NodeState) {
+        if !state.listed {
+            state.listed = true;
+            self.commits.list(node);
+        }
+    }
+
     pub(super) fn has_capability(&self, ino: Ino, state: &mut NodeState) -> Result<bool, Error> {
         if state.no_capability {
             return Ok(false);
@@ -252,6 +274,15 @@ impl Volume {
         state.no_capability = !found;
         Ok(found)
     }
+}
+
+/// Whether a change of size that changes nothing counts as a change of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Touch {
+    /// O_TRUNC: the times move even when the file was empty.
+    Always,
+    /// truncate(2): they stay when the size stays. ftruncate(2) names the time itself.
+    IfChanged,
 }
 
 /// Copies what the layers hold; returns what must be read of stored content: where it is wanted

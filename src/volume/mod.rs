@@ -74,9 +74,9 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// Makes a volume in an empty directory.
+    /// Makes a volume in an empty directory, or in one where that was begun and not finished.
     ///
-    /// The superblock comes last: before it is there, nothing is a volume.
+    /// The superblock gets its name last: before that, nothing is a volume.
     pub fn create(
         disk: &Arc<dyn Disk>,
         clock: &Arc<dyn Clock>,
@@ -86,7 +86,13 @@ impl Volume {
         if Superblock::exists(disk.as_ref())? {
             return Err(Error::AlreadyAVolume);
         }
+        if Superblock::is_begun(disk.as_ref())? {
+            let cleared = remove_remains(disk.as_ref());
+            cleared
+                .map_err(|source| Error::Io { action: "remove an unfinished volume", source })?;
+        }
         let superblock = Superblock::new(rng, options);
+        superblock.begin(disk.as_ref())?;
         Store::create(disk).map_err(Error::from)?;
         Meta::create(disk)?;
         let open = OpenOptions { background: false, ..OpenOptions::default() };
@@ -94,7 +100,7 @@ impl Volume {
             Volume::assemble(Arc::clone(disk), Arc::clone(clock), superblock.clone(), open)?;
         volume.make_root_directory();
         volume.close()?;
-        superblock.write(disk.as_ref())
+        Superblock::finish(disk.as_ref())
     }
 
     /// Opens a volume and recovers what a crash left behind.
@@ -199,6 +205,15 @@ impl Volume {
         &self.pyramid
     }
 
+    /// Notes in the lock that the volume is about to be closed: who wants it next waits for that.
+    pub fn announce_closing(&self) {
+        if let Some(lock) = self.lock.lock().as_ref()
+            && let Err(error) = lock.set_note("closing")
+        {
+            tracing::warn!("cannot note in the lock that the volume is closing: {error}");
+        }
+    }
+
     /// Commits, lets the checkpoint take all in, saves the index and gives the lock back.
     ///
     /// Whatever is asked afterwards answers [`Error::Closed`]. Closing twice does nothing.
@@ -206,11 +221,7 @@ impl Volume {
         if self.closed.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        if let Some(lock) = self.lock.lock().as_ref()
-            && let Err(error) = lock.set_note("closing")
-        {
-            tracing::warn!("cannot note in the lock that the volume is closing: {error}");
-        }
+        self.announce_closing();
         self.stop_threads();
         let committed = if self.options.read_only { Ok(()) } else { self.commit_all() };
         let checkpoint = match (&committed, self.options.read_only) {
@@ -280,6 +291,27 @@ fn refuse_gaps(findings: &[store::Finding], held: u64) -> Result<(), Error> {
         }
         _ => Ok(()),
     })
+}
+
+/// Removes the files that an unfinished [`Volume::create`] left; directories stay.
+fn remove_remains(disk: &dyn Disk) -> std::io::Result<()> {
+    let mut todo = vec!["packs".to_owned(), "index".to_owned(), "meta".to_owned()];
+    while let Some(dir) = todo.pop() {
+        let entries = match disk.read_dir(&dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let path = format!("{dir}/{}", entry.name);
+            if entry.is_dir {
+                todo.push(path);
+            } else {
+                disk.remove_file(&path)?;
+            }
+        }
+        disk.sync_dir(&dir)?;
+    }
+    Ok(())
 }
 
 fn take_lock(disk: &dyn Disk) -> Result<Box<dyn DiskLock>, Error> {

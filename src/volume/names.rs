@@ -252,8 +252,8 @@ impl Volume {
     /// Removes an empty directory.
     pub fn rmdir(&self, dir: Ino, name: &[u8], wait: Wait) -> Result<(), Error> {
         match name {
-            b"." => return Err(Error::Invalid { what: "a directory cannot remove itself" }),
-            b".." => return Err(Error::NotEmpty),
+            b"." => Err(Error::Invalid { what: "a directory cannot remove itself" }),
+            b".." => Err(Error::NotEmpty),
             _ => self.remove(dir, name, true, wait),
         }
     }
@@ -483,7 +483,13 @@ impl Volume {
             })
         };
         self.nodes.put(node);
-        result.map(|()| old)
+        match result {
+            Ok(()) => Ok(old),
+            Err(error) => {
+                self.nodes.put(old);
+                Err(error)
+            }
+        }
     }
 
     fn move_entry(

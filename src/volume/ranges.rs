@@ -130,6 +130,7 @@ impl Volume {
         let whole = copy.from == 0 && copy.to == 0 && length == source.size;
         if whole && inode.size <= source.size {
             self.mark_dirty(target, state, group.id());
+            self.list(target, state);
             let layer = Layer::replacing(group.id(), root);
             self.budget.settle(0, layer.cost());
             state.layers.push_back(Arc::new(layer));

@@ -99,16 +99,35 @@ impl Superblock {
         Superblock::parse(&bytes)
     }
 
-    /// Writes the superblock, durably and as one whole.
-    pub(super) fn write(&self, disk: &dyn Disk) -> Result<(), Error> {
-        let io = |source| Error::Io { action: "write the superblock", source };
-        match disk.remove_file(PATH_NEW) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
-            _ => {}
+    /// Whether an unfinished [`Superblock::begin`] left its mark.
+    pub(super) fn is_begun(disk: &dyn Disk) -> Result<bool, Error> {
+        match disk.open(PATH_NEW, Access::Read) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(Error::Io { action: "open the superblock", source }),
         }
-        let file = disk.open(PATH_NEW, Access::CreateNew).map_err(io)?;
+    }
+
+    /// Writes the superblock under another name, durably: whatever stands beside that is no volume
+    /// yet, and may be removed.
+    pub(super) fn begin(&self, disk: &dyn Disk) -> Result<(), Error> {
+        let io = |source| Error::Io { action: "write the superblock", source };
+        let file = match disk.open(PATH_NEW, Access::CreateNew) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                disk.open(PATH_NEW, Access::Write)
+            }
+            opened => opened,
+        };
+        let file = file.map_err(io)?;
+        file.set_len(0).map_err(io)?;
         file.write_all_at(self.format().as_bytes(), 0).map_err(io)?;
         file.sync().map_err(io)?;
+        disk.sync_dir("").map_err(io)
+    }
+
+    /// Gives the superblock its name: from then on there is a volume.
+    pub(super) fn finish(disk: &dyn Disk) -> Result<(), Error> {
+        let io = |source| Error::Io { action: "name the superblock", source };
         disk.rename(PATH_NEW, PATH).map_err(io)?;
         disk.sync_dir("").map_err(io)
     }

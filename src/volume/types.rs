@@ -291,9 +291,9 @@ impl Default for OpenOptions {
         OpenOptions {
             read_only: false,
             background: true,
-            cache_bytes: 96 << 20,
+            cache_bytes: 64 << 20,
             index_memory_bytes: 96 << 20,
-            dirty_bytes_max: 64 << 20,
+            dirty_bytes_max: 48 << 20,
             commit_interval_ms: 5_000,
             pack_bytes_max: 64 << 20,
         }

@@ -1,4 +1,7 @@
-//! Extended attributes.
+//! Extended attributes of the namespaces `user`, `trusted` and `security`.
+//!
+//! Absent on purpose: `system`, with the ACLs: nobody would judge them here, and an ACL that is
+//! kept without effect would promise what does not hold.
 
 use std::ops::ControlFlow;
 
@@ -11,6 +14,9 @@ use crate::meta::{Ino, Inode, Key, KeyRange};
 /// Most bytes that the names of one inode's attributes may have together: the kernel lists no
 /// more (XATTR_LIST_MAX).
 const XATTR_LIST_BYTES_MAX: usize = 65536;
+
+/// What names of attributes that can be set begin with.
+const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 
 impl Volume {
     /// Returns the value of an extended attribute.
@@ -56,6 +62,9 @@ impl Volume {
         wait: Wait,
     ) -> Result<(), Error> {
         check_name(name)?;
+        if !NAMESPACES.iter().any(|namespace| name.starts_with(namespace)) {
+            return Err(Error::Unsupported);
+        }
         if XATTR_VALUE_BYTES_MAX < value.len() {
             return Err(Error::AttributeTooLarge);
         }

@@ -14,7 +14,11 @@ use crate::store::{LogPosition, Record};
 use crate::sys::Disk;
 use crate::sys::sim::SimDisk;
 
-const SMALL: Options = Options { committed_bytes_max: 64 << 10, cache_bytes: 1 << 20 };
+const SMALL: Options =
+    Options { committed_bytes_max: 64 << 10, cache_bytes: 1 << 20, take_in_bytes: 512 << 10 };
+
+/// So small that a part is taken in by many transactions.
+const SLICED: Options = Options { take_in_bytes: 150, ..SMALL };
 
 fn new_disk() -> Arc<dyn Disk> {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{SMALL, commit, new_disk, position, put, reopen, scan};
+use super::{SLICED, commit, new_disk, position, put, reopen, scan};
 use crate::meta::{Cookie, Error, Ino, Key, KeyRange, Meta};
 use crate::store::Record;
 use crate::sys::sim::SimDisk;
@@ -74,7 +74,7 @@ struct Run {
 impl Run {
     fn new() -> Run {
         let disk = new_disk();
-        let meta = Meta::open(disk.clone(), SMALL).unwrap();
+        let meta = Meta::open(disk.clone(), SLICED).unwrap();
         let (durable, open) = (Map::new(), BTreeMap::new());
         Run { disk, meta, log: Vec::new(), durable, committing: None, open }
     }
@@ -196,7 +196,7 @@ fn lay_over(map: &mut Map, changes: &Changes) {
 
 /// Replaces `meta`, which goes first: two must not have the file open.
 fn reopen_after(disk: &Arc<dyn Disk>, log: &[Record], meta: &mut Meta) -> Meta {
-    *meta = Meta::open(new_disk(), SMALL).unwrap();
+    *meta = Meta::open(new_disk(), SLICED).unwrap();
     reopen(disk, log)
 }
 
@@ -217,7 +217,7 @@ proptest! {
 
 #[test]
 fn a_scan_may_change_and_read_what_it_scans() {
-    let meta = Meta::open(new_disk(), SMALL).unwrap();
+    let meta = Meta::open(new_disk(), SLICED).unwrap();
     (0..500).for_each(|n| put(&meta, &Key::Inode(Ino(n)), b"x"));
     let mut seen = 0;
     meta.scan(KeyRange::inodes(Ino(0)), &mut |bytes, _| {
@@ -237,7 +237,7 @@ fn a_scan_may_change_and_read_what_it_scans() {
 
 #[test]
 fn a_scan_stops_when_told() {
-    let meta = Meta::open(new_disk(), SMALL).unwrap();
+    let meta = Meta::open(new_disk(), SLICED).unwrap();
     (0..100).for_each(|n| put(&meta, &Key::Inode(Ino(n)), b"x"));
     let mut seen = 0;
     meta.scan(KeyRange::all(), &mut |_, _| {
@@ -251,13 +251,13 @@ fn a_scan_stops_when_told() {
 #[test]
 fn the_committed_layer_asks_to_be_taken_in() {
     let disk = new_disk();
-    let meta = Meta::open(disk.clone(), SMALL).unwrap();
+    let meta = Meta::open(disk.clone(), SLICED).unwrap();
     let mut log = Vec::new();
     while !meta.wants_take_in() {
         put(&meta, &Key::Inode(Ino(log.len() as u64)), &[7; 1000]);
         commit(&meta, &mut log);
     }
-    let share = SMALL.committed_bytes_max as usize / 2 / 1000;
+    let share = SLICED.committed_bytes_max as usize / 2 / 1000;
     assert!((share - 5..=share + 1).contains(&log.len()), "{} groups", log.len());
     assert_eq!(meta.position(), position(0));
     meta.take_in().unwrap();
@@ -271,7 +271,7 @@ fn replay_takes_in_by_itself_and_keeps_the_order() {
     let disk = new_disk();
     let mut log = Vec::new();
     {
-        let meta = Meta::open(disk.clone(), SMALL).unwrap();
+        let meta = Meta::open(disk.clone(), SLICED).unwrap();
         for number in 0..200 {
             put(&meta, &Key::Inode(Ino(number)), &[7; 1000]);
             commit(&meta, &mut log);
@@ -290,17 +290,17 @@ fn replay_takes_in_by_itself_and_keeps_the_order() {
 #[test]
 fn an_empty_group_moves_the_position() {
     let disk = new_disk();
-    let meta = Meta::open(disk.clone(), SMALL).unwrap();
+    let meta = Meta::open(disk.clone(), SLICED).unwrap();
     assert!(meta.cut(false, |_| ()).is_none());
     let mut log = Vec::new();
     commit(&meta, &mut log);
     meta.close().unwrap();
-    assert_eq!(Meta::open(disk, SMALL).unwrap().position(), position(1));
+    assert_eq!(Meta::open(disk, SLICED).unwrap().position(), position(1));
 }
 
 #[test]
 fn after_close_the_checkpoint_is_closed() {
-    let meta = Meta::open(new_disk(), SMALL).unwrap();
+    let meta = Meta::open(new_disk(), SLICED).unwrap();
     meta.close().unwrap();
     assert!(matches!(meta.get(&Key::Counters), Err(Error::Closed)));
     assert!(matches!(
@@ -312,17 +312,17 @@ fn after_close_the_checkpoint_is_closed() {
 #[test]
 fn a_missing_or_empty_checkpoint_is_told() {
     let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
-    assert!(matches!(Meta::open(disk.clone(), SMALL), Err(Error::Missing)));
+    assert!(matches!(Meta::open(disk.clone(), SLICED), Err(Error::Missing)));
     disk.create_dir("meta").unwrap();
     disk.open("meta/checkpoint.redb", Access::CreateNew).unwrap();
-    assert!(matches!(Meta::open(disk.clone(), SMALL), Err(Error::Damaged { .. })));
+    assert!(matches!(Meta::open(disk.clone(), SLICED), Err(Error::Damaged { .. })));
     let created = Meta::create(&disk);
     assert!(matches!(created, Err(Error::Io { .. })), "{created:?}");
 }
 
 #[test]
 fn a_scan_takes_values_of_any_size() {
-    let meta = Meta::open(new_disk(), SMALL).unwrap();
+    let meta = Meta::open(new_disk(), SLICED).unwrap();
     let value = |n: u64| vec![n as u8; if n.is_multiple_of(3) { 200_000 } else { n as usize }];
     (0..60).for_each(|n| put(&meta, &Key::Inode(Ino(n)), &value(n)));
     commit(&meta, &mut Vec::new());
@@ -337,7 +337,7 @@ fn a_scan_takes_values_of_any_size() {
 #[test]
 #[should_panic(expected = "a cut while a group is still committing")]
 fn two_groups_cannot_be_committing() {
-    let meta = Meta::open(new_disk(), SMALL).unwrap();
+    let meta = Meta::open(new_disk(), SLICED).unwrap();
     meta.cut(true, |_| ());
     meta.cut(true, |_| ());
 }
@@ -345,7 +345,7 @@ fn two_groups_cannot_be_committing() {
 #[test]
 #[should_panic(expected = "changed after its record was made")]
 fn a_recorded_group_cannot_be_amended() {
-    let meta = Meta::open(new_disk(), SMALL).unwrap();
+    let meta = Meta::open(new_disk(), SLICED).unwrap();
     let (group, ()) = meta.cut(true, |_| ()).unwrap();
     meta.amend(group, &Key::Counters, None);
     meta.record();
@@ -355,7 +355,7 @@ fn a_recorded_group_cannot_be_amended() {
 #[test]
 #[should_panic(expected = "neither open nor committing")]
 fn a_durable_group_cannot_be_amended() {
-    let meta = Meta::open(new_disk(), SMALL).unwrap();
+    let meta = Meta::open(new_disk(), SLICED).unwrap();
     let group = meta.enter().id();
     commit(&meta, &mut Vec::new());
     meta.amend(group, &Key::Counters, None);

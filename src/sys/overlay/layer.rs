@@ -3,8 +3,8 @@
 //! Owns [`Layer`].
 //!
 //! Invariants: (1) a page that is kept is complete: whatever of it was not written came from below;
-//! (2) bytes from `visible` on, which only falls, are never taken from below: they were cut off once;
-//! (3) kept pages hold zeros behind the length.
+//! (2) bytes from `visible` on, which only falls, are never taken from below: they were cut off
+//! once; (3) kept pages hold zeros behind the length.
 //!
 //! Absent on purpose: names.
 

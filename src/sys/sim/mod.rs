@@ -136,7 +136,8 @@ impl SimDisk {
         SimDisk { shared: Arc::new(Shared { state: Mutex::new(state), hook }) }
     }
 
-    /// Makes the disk as it would be after a power loss at this moment. This disk goes on unchanged.
+    /// Makes the disk as it would be after a power loss at this moment. This disk goes on
+    /// unchanged.
     ///
     /// The image has the same limit of space; its syncs are counted from 0.
     pub fn crash(&self, keep: Keep) -> SimDisk {

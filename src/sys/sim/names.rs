@@ -9,8 +9,8 @@
 //!   A file or directory below one whose own name is lost is lost with it.
 //! - After a power loss a changed name has its durable value or any of the later ones, each name
 //!   by itself, in no order. As the one limit, a file that was durable and has not been removed
-//!   keeps at least one of its names: a rename is one step of the filesystem's journal. It may have both, and
-//!   they are names of one file.
+//!   keeps at least one of its names: a rename is one step of the filesystem's journal. It may have
+//!   both, and they are names of one file.
 //! - For the same reason, syncing the directory that a durable file was moved out of also makes
 //!   its new name durable; syncing the one it was moved into says nothing about the old name.
 //! - A failed sync of a directory changes nothing: its names stay as unsynced as they were.

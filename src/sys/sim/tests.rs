@@ -207,7 +207,10 @@ proptest::proptest! {
     /// Random renames, removals and directory syncs: whatever a power loss picks, no durable file
     /// vanishes that has not been removed, and an image crashes into itself.
     #[test]
-    fn durable_files_never_vanish(steps in proptest::collection::vec((0..10_u8, 0..8_usize, 0..8_usize), 1..40), seed: u64) {
+    fn durable_files_never_vanish(
+        steps in proptest::collection::vec((0..10_u8, 0..8_usize, 0..8_usize), 1..40),
+        seed: u64,
+    ) {
         const PATHS: [&str; 8] = ["a", "b", "c", "d/a", "d/b", "d/e/a", "d/e/b", "d/e/c"];
         let disk = SimDisk::new();
         for dir in ["d", "d/e"] {

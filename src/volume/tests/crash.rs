@@ -1,1 +1,476 @@
-//! Crashes.
+//! Power losses: random work on a volume, a crash at every sync, and each image opened again.
+//!
+//! Owns the [`Worker`], which does the same on a volume and on a [`Model`], and the judgement of
+//! an image: it opens, `check` finds nothing, its state is the model's at one moment that is
+//! neither older than the last finished sync nor in the future, and it can be written again.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::model::{Body, Entry, Model, Snapshot};
+use super::*;
+use crate::check;
+use crate::sys::Timestamp;
+use crate::sys::overlay::OverlayDisk;
+use crate::sys::sim::{Keep, Moment};
+
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// One step of the work: what to do, and numbers that choose with what.
+type Step = (u8, u16, u16, u16);
+
+/// Images that wait to be judged: the disk, what was kept, and the number of the sync.
+type Images = Arc<Mutex<Vec<(SimDisk, String)>>>;
+
+/// Work on a volume and on its model.
+struct Worker {
+    disk: SimDisk,
+    clock: SimClock,
+    volume: Arc<Volume>,
+    model: Model,
+    /// References that the kernel would hold, by inode.
+    held: BTreeMap<u64, u64>,
+    /// Removed files that are still open.
+    ghosts: Vec<u64>,
+    /// The states since the last finished sync, that one first.
+    history: Vec<Snapshot>,
+    images: Images,
+    judged: u64,
+    /// How many more crashes of crashed images to try.
+    depth: u32,
+}
+
+/// Limits so small that packs fill and dirty bytes are flushed all the time.
+fn small() -> OpenOptions {
+    OpenOptions { pack_bytes_max: 80 << 10, dirty_bytes_max: 60_000, ..options() }
+}
+
+/// All that a volume holds, found by its names.
+pub(super) fn extract(volume: &Volume) -> Snapshot {
+    let mut found = Snapshot::new();
+    let mut todo = vec![Ino::ROOT];
+    while let Some(ino) = todo.pop() {
+        if found.contains_key(&ino.0) {
+            continue;
+        }
+        let attr = volume.getattr(ino).unwrap();
+        let body = match attr.mode & MODE_TYPE {
+            MODE_DIR => {
+                let mut names = BTreeMap::new();
+                volume
+                    .readdir(ino, 0, &mut |item| {
+                        let name = String::from_utf8(item.name).unwrap();
+                        if name != "." && name != ".." {
+                            todo.push(item.ino);
+                            assert!(names.insert(name, item.ino.0).is_none(), "a name twice");
+                        }
+                        true
+                    })
+                    .unwrap();
+                Body::Dir(names)
+            }
+            MODE_SYMLINK => Body::Link(String::from_utf8(volume.readlink(ino).unwrap()).unwrap()),
+            _ => {
+                let bytes = volume.read(ino, 0, attr.size as usize + 1).unwrap();
+                assert_eq!(bytes.len() as u64, attr.size);
+                Body::File(Arc::new(bytes))
+            }
+        };
+        let mut xattrs = BTreeMap::new();
+        for name in volume.listxattr(ino).unwrap() {
+            let value = volume.getxattr(ino, &name).unwrap();
+            xattrs.insert(String::from_utf8(name).unwrap(), value);
+        }
+        let Attr { mode, uid, nlink, mtime, ctime, .. } = attr;
+        found.insert(ino.0, Entry { body, mode, uid, nlink, mtime, ctime, xattrs });
+    }
+    found
+}
+
+/// Lets `check` look at a disk, without changing it.
+pub(super) fn assert_clean(disk: &SimDisk, clock: &SimClock, read_data: bool, label: &str) {
+    let overlay = OverlayDisk::new(Arc::new(disk.clone()));
+    let clock = Arc::new(clock.clone());
+    let report = check::run(Arc::new(overlay), clock, read_data, &mut |_| {})
+        .unwrap_or_else(|error| panic!("{label}: check fails: {error}"));
+    assert!(report.findings.is_empty(), "{label}: {:?}", report.findings);
+}
+
+/// Has every sync leave images of what a power loss could make of the disk there.
+///
+/// Nothing kept before a sync is the image after the sync before; all kept after it is that before.
+fn watch(disk: &SimDisk, images: &Images, seed: u64) {
+    let images = Arc::clone(images);
+    disk.set_hook(Some(Box::new(move |disk, event| {
+        let random = Keep::Random(seed.wrapping_mul(1_000_003) + event.number);
+        let kept = match event.moment {
+            Moment::Before => vec![Keep::All, random],
+            Moment::After => vec![Keep::Nothing],
+        };
+        let mut images = images.lock();
+        for keep in kept {
+            let label = format!("{:?} sync {} of {:?}", event.moment, event.number, event.path);
+            images.push((disk.crash(keep), format!("{label}, {keep:?}")));
+        }
+    })));
+}
+
+impl Worker {
+    fn new(seed: u64) -> Worker {
+        let (disk, clock) = (SimDisk::new(), SimClock::new());
+        create(&disk, &clock);
+        Worker::on(disk, clock, seed, 1)
+    }
+
+    /// Opens what is on `disk` and goes on from there.
+    fn on(disk: SimDisk, clock: SimClock, seed: u64, depth: u32) -> Worker {
+        let volume = open(&disk, &clock, small());
+        let state = extract(&volume);
+        let images = Images::default();
+        watch(&disk, &images, seed);
+        Worker {
+            disk,
+            clock,
+            volume,
+            model: Model::of(state.clone()),
+            held: BTreeMap::new(),
+            ghosts: Vec::new(),
+            history: vec![state],
+            images,
+            judged: 0,
+            depth,
+        }
+    }
+
+    /// One step; afterwards volume and model are in the same state, and all images are judged.
+    fn step(&mut self, step: Step) {
+        self.clock.advance(std::time::Duration::from_millis(1500));
+        let finished = self.act(step);
+        self.judge_images();
+        if finished {
+            self.history = vec![self.model.live.clone()];
+            let image = self.disk.crash(Keep::Nothing);
+            self.judge(&image, "behind a finished sync");
+        } else if self.history.last() != Some(&self.model.live) {
+            self.history.push(self.model.live.clone());
+        }
+    }
+
+    fn judge_images(&mut self) {
+        let images = std::mem::take(&mut *self.images.lock());
+        for (image, label) in images {
+            self.judge(&image, &label);
+        }
+    }
+
+    fn judge(&mut self, image: &SimDisk, label: &str) {
+        self.judged += 1;
+        let turn = self.judged;
+        assert_clean(image, &self.clock, turn.is_multiple_of(8), label);
+        let volume = open(image, &self.clock, small());
+        let state = extract(&volume);
+        if !self.history.contains(&state) {
+            let newest = self.history.last().unwrap();
+            let wrong: Vec<_> =
+                state.iter().filter(|(ino, e)| newest.get(ino) != Some(e)).collect();
+            panic!("{label}: a state that never was; unlike the newest: {wrong:.300?}");
+        }
+        if turn.is_multiple_of(5) {
+            let make = Make { mode: MODE_FILE | 0o600, rdev: 0 };
+            let new = volume.mknod(Ino::ROOT, b"after", &make, ROOT, Wait::Yes).unwrap().ino;
+            assert!(!state.contains_key(&new.0), "{label}: inode {} is used again", new.0);
+            volume.write(new, 0, &noise(turn, 9000), false, Wait::Yes).unwrap();
+            volume.fsync(new, Wait::Yes).unwrap();
+            drop(volume);
+            let volume = open(&image.crash(Keep::Nothing), &self.clock, small());
+            assert_eq!(volume.read(new, 0, 10_000).unwrap(), noise(turn, 9000), "{label}");
+            return;
+        }
+        drop(volume);
+        if 0 < self.depth && turn.is_multiple_of(23) {
+            // Another crash, soon after this one.
+            let clock = SimClock::new();
+            clock.advance(crate::sys::Clock::monotonic(&self.clock));
+            let mut again = Worker::on(image.crash(Keep::All), clock, turn, self.depth - 1);
+            for number in 0..6 {
+                let pick = (turn * 31 + number * 7919) as u16;
+                again.step(((pick % 20) as u8, pick, pick / 3, pick / 7));
+            }
+            again.step((12, 0, 0, 0));
+        }
+    }
+
+    fn pick(from: &[u64], number: u16) -> Option<u64> {
+        from.get(usize::from(number) % from.len().max(1)).copied()
+    }
+
+    /// Does one step on both sides; answers whether a sync finished.
+    fn act(&mut self, (what, a, b, c): Step) -> bool {
+        let dirs = self.model.dirs();
+        let dir = Self::pick(&dirs, a).unwrap();
+        let name = NAMES[usize::from(b) % NAMES.len()];
+        let file = Self::pick(&self.model.files(), a);
+        match (what, file) {
+            (0..=2, _) => self.make(dir, name, what, c),
+            (3..=5, Some(file)) => self.write(file, b, c),
+            (6, Some(file)) => self.truncate(file, b),
+            (7..=8, _) => {
+                let to = Self::pick(&dirs, c).unwrap();
+                self.rename((dir, name), (to, NAMES[usize::from(c / 7) % NAMES.len()]));
+            }
+            (9, Some(file)) => {
+                self.link(file, (Self::pick(&dirs, c).unwrap(), name));
+            }
+            (10, _) => self.remove(dir, name, c % 3 == 0),
+            (11, _) => self.attributes(a, b, c),
+            (12, _) => {
+                self.volume.sync().unwrap();
+                return true;
+            }
+            (13, Some(file)) => {
+                self.volume.fsync(Ino(file), Wait::Yes).unwrap();
+                return true;
+            }
+            (14, Some(from)) => {
+                let to = Self::pick(&self.model.files(), c).unwrap();
+                self.copy(from, to);
+            }
+            (15, _) => {
+                self.volume.meta.take_in().unwrap();
+                self.volume.store.save_index().unwrap();
+            }
+            (16, _) => {
+                if let Some(ghost) = self.ghosts.pop() {
+                    self.volume.release(Ino(ghost), false);
+                    self.forget(ghost);
+                }
+            }
+            (17, _) => {
+                if let Some(&ghost) = self.ghosts.last() {
+                    self.write(ghost, b, c);
+                }
+            }
+            (18, Some(file)) => {
+                let node = self.volume.nodes.get(Ino(file));
+                self.volume.flush_soon(&node);
+                self.volume.nodes.put(node);
+            }
+            _ => {}
+        }
+        false
+    }
+
+    fn now(&self) -> Timestamp {
+        crate::sys::Clock::now(&self.clock)
+    }
+
+    fn forget(&mut self, ino: u64) {
+        if let Some(count) = self.held.remove(&ino) {
+            self.volume.forget(Ino(ino), count);
+        }
+        self.model.ghosts.remove(&ino);
+    }
+
+    fn make(&mut self, dir: u64, name: &str, what: u8, number: u16) {
+        let (at, bytes) = (Ino(dir), name.as_bytes());
+        let (made, body, mode) = match what {
+            0 => {
+                let make = Make { mode: MODE_FILE | 0o640, rdev: 0 };
+                let body = Body::File(Arc::default());
+                (self.volume.mknod(at, bytes, &make, ROOT, Wait::Yes), body, make.mode)
+            }
+            1 => {
+                let made = self.volume.mkdir(at, bytes, 0o750, ROOT, Wait::Yes);
+                (made, Body::Dir(BTreeMap::new()), MODE_DIR | 0o750)
+            }
+            _ => {
+                let target = format!("to/{number}");
+                let made = self.volume.symlink(at, bytes, target.as_bytes(), ROOT, Wait::Yes);
+                (made, Body::Link(target), MODE_SYMLINK | 0o777)
+            }
+        };
+        let attr = match made {
+            Ok(attr) => attr,
+            Err(Error::Exists) => return assert!(self.model.find(dir, name).is_some()),
+            Err(error) => panic!("{error}"),
+        };
+        *self.held.entry(attr.ino.0).or_default() += 1;
+        let (now, nlink) = (self.now(), if what == 1 { 2 } else { 1 });
+        let xattrs = BTreeMap::new();
+        let entry = Entry { body, mode, uid: 0, nlink, mtime: now, ctime: now, xattrs };
+        self.model.add((dir, name), attr.ino.0, entry);
+    }
+
+    fn write(&mut self, ino: u64, b: u16, c: u16) {
+        let bytes = noise(u64::from(b ^ c), usize::from(c % 16_000));
+        let offset = usize::from(b % 40_000);
+        self.volume.write(Ino(ino), offset as u64, &bytes, false, Wait::Yes).unwrap();
+        let now = self.now();
+        if !bytes.is_empty() {
+            self.model.write(ino, offset, &bytes, now);
+        }
+        let attr = self.volume.getattr(Ino(ino)).unwrap();
+        assert_eq!(attr.size, self.model.get(ino).bytes().unwrap().len() as u64);
+    }
+
+    fn truncate(&mut self, ino: u64, size: u16) {
+        let change = SetAttr { size: Some(size.into()), ..SetAttr::default() };
+        self.volume.setattr(Ino(ino), &change, ROOT, Wait::Yes).unwrap();
+        let now = self.now();
+        self.model.truncate(ino, size.into(), now);
+    }
+
+    fn rename(&mut self, from: (u64, &str), to: (u64, &str)) {
+        let flags = RenameFlags::default();
+        let (dir, new_dir) = (Ino(from.0), Ino(to.0));
+        let (name, new) = (from.1.as_bytes(), to.1.as_bytes());
+        let moved = self.volume.rename(dir, name, new_dir, new, flags, Wait::Yes);
+        assert_eq!(moved.is_ok(), self.model.can_rename(from, to), "{moved:?}");
+        if moved.is_ok() {
+            let now = self.now();
+            if let Some(gone) = self.model.rename(from, to, now) {
+                self.forget(gone);
+            }
+        }
+    }
+
+    fn link(&mut self, ino: u64, (dir, name): (u64, &str)) {
+        let linked = self.volume.link(Ino(ino), Ino(dir), name.as_bytes(), Wait::Yes);
+        assert_eq!(linked.is_ok(), self.model.find(dir, name).is_none(), "{linked:?}");
+        if linked.is_ok() {
+            *self.held.entry(ino).or_default() += 1;
+            let now = self.now();
+            self.model.link(ino, (dir, name), now);
+        }
+    }
+
+    /// Removes a name; a file may be held open by it and stay as a ghost.
+    fn remove(&mut self, dir: u64, name: &str, keep_open: bool) {
+        let found = self.model.find(dir, name);
+        let is_dir = found.is_some_and(|ino| self.model.live[&ino].is_dir());
+        let is_file = found.is_some_and(|ino| self.model.live[&ino].bytes().is_some());
+        let ghost = found.filter(|_| keep_open && is_file);
+        if let Some(ino) = ghost {
+            self.volume.open_file(Ino(ino), OpenFlags::default(), ROOT, Wait::Yes).unwrap();
+        }
+        let removed = match is_dir {
+            true => self.volume.rmdir(Ino(dir), name.as_bytes(), Wait::Yes),
+            false => self.volume.unlink(Ino(dir), name.as_bytes(), Wait::Yes),
+        };
+        let possible = found.is_some_and(|ino| !is_dir || self.model.is_empty_dir(ino));
+        assert_eq!(removed.is_ok(), possible, "{removed:?}");
+        if !possible {
+            return;
+        }
+        let now = self.now();
+        let last = self.model.remove(dir, name, now);
+        match (found, ghost) {
+            (Some(ino), Some(_)) if last => self.ghosts.push(ino),
+            (_, Some(ino)) => self.volume.release(Ino(ino), false),
+            (Some(ino), None) if last => self.forget(ino),
+            _ => {}
+        }
+    }
+
+    fn attributes(&mut self, a: u16, b: u16, c: u16) {
+        let all = self.model.which(|_| true);
+        let ino = Self::pick(&all, a).unwrap();
+        let now = self.now();
+        let name = format!("user.{}", b % 3);
+        let volume = Arc::clone(&self.volume);
+        let entry = self.model.get(ino);
+        if c.is_multiple_of(3) {
+            let (mode, uid) = (Some(u32::from(b) & 0o777), Some(c.into()));
+            let change = SetAttr { mode, uid, ..SetAttr::default() };
+            volume.setattr(Ino(ino), &change, ROOT, Wait::Yes).unwrap();
+            entry.mode = entry.mode & MODE_TYPE | u32::from(b) & 0o777;
+            entry.uid = c.into();
+        } else if c % 3 == 1 {
+            let value = noise(c.into(), usize::from(c % 3000));
+            let any = XattrMode::Any;
+            volume.setxattr(Ino(ino), name.as_bytes(), &value, any, Wait::Yes).unwrap();
+            entry.xattrs.insert(name, value);
+        } else {
+            let removed = volume.removexattr(Ino(ino), name.as_bytes(), Wait::Yes);
+            assert_eq!(removed.is_ok(), entry.xattrs.remove(&name).is_some(), "{removed:?}");
+            if removed.is_err() {
+                return;
+            }
+        }
+        entry.ctime = now;
+    }
+
+    fn copy(&mut self, from: u64, to: u64) {
+        let source = Arc::clone(self.model.get(from).bytes().unwrap());
+        let (before, now) = (self.model.get(to).mtime, self.now());
+        match self.volume.copy_range(Ino(from), 0, Ino(to), 0, 1 << 40, Wait::Yes) {
+            Ok(copied) => {
+                assert_eq!(copied, source.len() as u64);
+                // A copy of what is there already may leave the times alone.
+                let mtime = self.volume.getattr(Ino(to)).unwrap().mtime;
+                let same = self.model.get(to).bytes() == Some(&source);
+                assert!(mtime == now || mtime == before && (same || copied == 0));
+                if mtime == now {
+                    self.model.change(to, now, |bytes| bytes.clone_from(&source));
+                }
+            }
+            Err(Error::Unsupported) => {
+                let longer = source.len() < self.model.get(to).bytes().unwrap().len();
+                assert!(from == to || longer, "a whole copy was refused");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn steps(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec((0u8..19, any::<u16>(), any::<u16>(), any::<u16>()), count)
+}
+
+proptest! {
+    #![proptest_config(crate::testing::config(20))]
+
+    #[test]
+    fn a_crash_at_any_sync_leaves_one_moment(steps in steps(10..45), seed in any::<u32>()) {
+        let mut worker = Worker::new(seed.into());
+        // Enough to work on from the start.
+        for step in [(1, 0, 0, 0), (0, 0, 1, 0), (0, 1, 2, 0), (3, 0, 5, 12_000)] {
+            worker.step(step);
+        }
+        for step in steps {
+            worker.step(step);
+        }
+        let state = extract(&worker.volume);
+        prop_assert_eq!(&state, &worker.model.live);
+        worker.volume.close().unwrap();
+        worker.judge_images();
+        worker.history = vec![worker.model.live.clone()];
+        let image = worker.disk.crash(Keep::Nothing);
+        worker.judge(&image, "behind a close");
+    }
+}
+
+#[test]
+fn a_crash_during_mkfs_leaves_a_volume_or_a_place_for_one() {
+    let (disk, clock) = (SimDisk::new(), SimClock::new());
+    let images = Images::default();
+    let mut volumes = 0;
+    watch(&disk, &images, crate::testing::seed());
+    create(&disk, &clock);
+    let mut images = std::mem::take(&mut *images.lock());
+    images.push((disk.crash(Keep::Nothing), "finished".to_owned()));
+    let count = images.len();
+    for (image, label) in images {
+        match Volume::open(Arc::new(image.clone()), Arc::new(clock.clone()), small()) {
+            Ok(_) => volumes += 1,
+            Err(Error::NoVolume) => create(&image, &clock),
+            Err(error) => panic!("{label}: {error}"),
+        }
+        assert_clean(&image, &clock, true, &label);
+        let volume = open(&image, &clock, small());
+        assert_eq!(extract(&volume).len(), 1, "{label}");
+    }
+    assert!(0 < volumes && volumes < count, "{volumes} of {count} images are volumes");
+}

@@ -66,15 +66,6 @@ fn a_whole_file_is_copied_by_its_root() {
     assert_eq!(bench.read_all(one), bytes);
     bench.volume.sync().unwrap();
     assert_eq!(&bench.read_all(two)[5..12], b"changed");
-    // The rest of a copy in several calls finds its work done.
-    let three = bench.create("three");
-    assert_eq!(bench.volume.copy_range(one, 0, three, 0, 300_000, Wait::Yes).unwrap(), 300_000);
-    let rest = bench.volume.copy_range(one, 4096, three, 4096, 1 << 30, Wait::Yes).unwrap();
-    assert_eq!(rest, 300_000 - 4096);
-    assert!(matches!(
-        bench.volume.copy_range(one, 0, two, 4096, 4096, Wait::Yes),
-        Err(Error::Unsupported)
-    ));
 }
 
 #[test]
@@ -88,7 +79,7 @@ fn an_open_removed_file_lives_until_it_is_closed() {
     assert_eq!(bench.read_all(ino), b"still here");
     bench.volume.sync().unwrap();
     assert_eq!(bench.read_all(ino), b"still here");
-    bench.volume.release(ino);
+    bench.volume.release(ino, false);
     bench.volume.forget(ino, 1);
     assert!(matches!(bench.volume.getattr(ino), Err(Error::Stale)));
     let status = bench.volume.status().unwrap();
@@ -234,10 +225,8 @@ proptest! {
                         Ok(0) => prop_assert!(plain[from].is_empty()),
                         Ok(copied) => {
                             prop_assert_eq!(copied, plain[from].len() as u64);
-                            plain[to] = plain[from].clone();
-                        }
-                        Err(Error::Unsupported) => {
-                            prop_assert!(plain[from].len() < plain[to].len());
+                            let kept = plain[to].get(plain[from].len()..).unwrap_or(&[]).to_vec();
+                            plain[to] = [plain[from].clone(), kept].concat();
                         }
                         Err(error) => panic!("{error}"),
                     }
@@ -253,4 +242,24 @@ proptest! {
             files.iter().map(|&ino| bench.volume.getattr(ino).unwrap().filled).sum();
         prop_assert_eq!(logical, filled);
     }
+}
+
+#[test]
+fn truncating_to_the_same_size_leaves_the_times_alone() {
+    let bench = Bench::new();
+    let ino = bench.create("file");
+    bench.write(ino, 0, b"four");
+    let written = bench.volume.getattr(ino).unwrap();
+    bench.clock.advance(std::time::Duration::from_secs(1));
+    bench.truncate(ino, 4);
+    assert_eq!(bench.volume.getattr(ino).unwrap().mtime, written.mtime);
+    bench.truncate(ino, 3);
+    assert_ne!(bench.volume.getattr(ino).unwrap().mtime, written.mtime);
+    bench.truncate(ino, 0);
+    let emptied = bench.volume.getattr(ino).unwrap();
+    bench.clock.advance(std::time::Duration::from_secs(1));
+    // Opening with O_TRUNC counts, as on other filesystems.
+    let flags = OpenFlags { truncate: true, ..OpenFlags::default() };
+    bench.volume.open_file(ino, flags, ROOT, Wait::Yes).unwrap();
+    assert_ne!(bench.volume.getattr(ino).unwrap().mtime, emptied.mtime);
 }

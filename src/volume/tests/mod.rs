@@ -3,13 +3,20 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::chunk::Profile;
+use crate::store::Compression;
 use crate::sys::Disk;
 use crate::sys::sim::{SimClock, SimDisk, SimRng};
 
 mod crash;
+mod faults;
 mod files;
 mod format;
+mod model;
 mod names;
+mod ranges;
+mod superblocks;
+mod threads;
 
 /// The caller of most tests.
 const ROOT: Caller = Caller { uid: 0, gid: 0 };

@@ -166,6 +166,20 @@ fn extended_attributes_have_modes_limits_and_an_end() {
 }
 
 #[test]
+fn extended_attributes_without_effect_are_refused() {
+    let bench = Bench::new();
+    let ino = bench.create("file");
+    let set = |name: &[u8]| bench.volume.setxattr(ino, name, b"1", XattrMode::Any, Wait::Yes);
+    for name in ["system.posix_acl_access", "system.other", "other.name", "user"] {
+        assert!(matches!(set(name.as_bytes()), Err(Error::Unsupported)), "{name}");
+    }
+    for name in ["user.a", "trusted.overlay.opaque", "security.selinux"] {
+        set(name.as_bytes()).unwrap();
+    }
+    assert_eq!(bench.volume.listxattr(ino).unwrap().len(), 3);
+}
+
+#[test]
 fn special_files_and_links_keep_what_they_are() {
     let mut bench = Bench::new();
     let make = |mode, rdev| Make { mode, rdev };

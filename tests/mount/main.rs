@@ -1,0 +1,16 @@
+//! Tests on real mounts, with the built program. They need root and /dev/fuse, and say so.
+//!
+//! One binary for all of them, as linking is dear. Each test has a [`harness::Site`] of its own: a
+//! directory with a volume and a mountpoint, a time limit, and a clean-up that works also when
+//! the test has failed.
+
+mod commands;
+mod copies;
+mod harness;
+mod kill;
+mod plain;
+mod programs;
+mod random;
+mod semantics;
+mod shared;
+mod users;
