@@ -11,6 +11,7 @@ mod kill;
 mod plain;
 mod programs;
 mod random;
+mod ranges;
 mod semantics;
 mod shared;
 mod users;
