@@ -119,9 +119,7 @@ pub enum Error {
         why: String,
     },
     /// A commit record is damaged that the checkpoint does not hold.
-    #[error(
-        "commit record {sequence} is damaged, so what it changed is not known; mount with --read-only to save what is there"
-    )]
+    #[error("commit record {sequence} is damaged: mount with --read-only to save what is there")]
     RecordMissing {
         /// Its sequence number.
         sequence: u64,

@@ -31,7 +31,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (file(), 0u64..60_000, 1u64..9_000, any::<bool>())
             .prop_map(|(file, offset, length, keep)| Step::Reserve(file, offset, length, keep)),
         4 => (file(), file(), 0u64..12, 0u64..12, 0u64..CHUNK, 1u64..40_000)
-            .prop_map(|(from, to, a, b, inside, length)| Step::Copy(from, to, a, b, inside, length)),
+            .prop_map(|(from, to, a, b, inside, len)| Step::Copy(from, to, a, b, inside, len)),
         1 => Just(Step::Sync),
     ]
 }
