@@ -14,9 +14,10 @@ use super::{
 };
 use crate::meta::{Group, GroupId, Ino, Inode, Key};
 use crate::pyramid::Root;
+use crate::sys::Timestamp;
 
 /// The attribute that gives a program more rights than its caller has; a write takes it away.
-pub(super) const CAPABILITY: &[u8] = b"security.capability";
+const CAPABILITY: &[u8] = b"security.capability";
 
 /// Executable by the group: only then does the set-group-id bit mean a change of group.
 const MODE_GROUP_EXEC: u32 = 0o010;
@@ -163,26 +164,17 @@ impl Volume {
         kill_set_id: bool,
     ) -> Result<(u64, u64), Error> {
         let mut state = node.state.lock();
-        let mut inode = self.inode(node.ino)?;
-        regular(&inode)?;
-        let capability = self.has_capability(node.ino, &mut state)?;
-        self.root_of(node.ino, &mut state)?;
-        let now = self.clock.now();
+        let mut file = self.changing(node.ino, &mut state)?;
         if kill_set_id {
-            clear_set_id(&mut inode);
+            clear_set_id(&mut file.inode);
         }
         let group = self.meta.enter();
-        let (before, layer) = self.top_layer(node, &mut state, &group, inode.size);
+        let (before, layer) = self.top_layer(node, &mut state, &group, file.inode.size);
         layer.write(offset, bytes);
         let after = layer.cost();
-        inode.size = inode.size.max(end);
-        inode.mtime = now;
-        inode.ctime = now;
-        group.put(&Key::Inode(node.ino), inode.encode());
-        if capability {
-            group.delete(&Key::Xattr { ino: node.ino, name: CAPABILITY });
-            state.no_capability = true;
-        }
+        file.inode.size = file.inode.size.max(end);
+        file.touch();
+        file.put(&mut state, &group);
         Ok((before, after))
     }
 
@@ -198,32 +190,32 @@ impl Volume {
             return Err(Error::TooLarge);
         }
         let mut state = node.state.lock();
-        let mut inode = self.inode(node.ino)?;
-        regular(&inode)?;
-        let capability = self.has_capability(node.ino, &mut state)?;
-        self.root_of(node.ino, &mut state)?;
-        let now = self.clock.now();
+        let mut file = self.changing(node.ino, &mut state)?;
         if caller.uid != 0 {
-            clear_set_id(&mut inode);
+            clear_set_id(&mut file.inode);
         }
         let group = self.meta.enter();
-        if size != inode.size {
-            let (before, layer) = self.top_layer(node, &mut state, &group, inode.size);
+        if size != file.inode.size {
+            let (before, layer) = self.top_layer(node, &mut state, &group, file.inode.size);
             layer.truncate(size);
             let after = layer.cost();
             self.budget.settle(before, after);
         }
-        if size != inode.size || touch == Touch::Always {
-            inode.size = size;
-            inode.mtime = now;
-            inode.ctime = now;
+        if size != file.inode.size || touch == Touch::Always {
+            file.inode.size = size;
+            file.touch();
         }
-        group.put(&Key::Inode(node.ino), inode.encode());
-        if capability {
-            group.delete(&Key::Xattr { ino: node.ino, name: CAPABILITY });
-            state.no_capability = true;
-        }
+        file.put(&mut state, &group);
         Ok(())
+    }
+
+    /// Reads all that a change of a file's content needs to know.
+    pub(super) fn changing(&self, ino: Ino, state: &mut NodeState) -> Result<Changing, Error> {
+        let inode = self.inode(ino)?;
+        regular(&inode)?;
+        let capability = self.has_capability(ino, state)?;
+        self.root_of(ino, state)?;
+        Ok(Changing { ino, inode, capability, now: self.clock.now() })
     }
 
     /// The layer of the open group that takes changes, and what it costs already.
@@ -266,13 +258,39 @@ impl Volume {
         }
     }
 
-    pub(super) fn has_capability(&self, ino: Ino, state: &mut NodeState) -> Result<bool, Error> {
+    fn has_capability(&self, ino: Ino, state: &mut NodeState) -> Result<bool, Error> {
         if state.no_capability {
             return Ok(false);
         }
         let found = self.meta.get(&Key::Xattr { ino, name: CAPABILITY })?.is_some();
         state.no_capability = !found;
         Ok(found)
+    }
+}
+
+/// A file whose content is about to change.
+pub(super) struct Changing {
+    ino: Ino,
+    pub(super) inode: Inode,
+    /// Whether the file gives a program more rights, which the change takes away.
+    capability: bool,
+    now: Timestamp,
+}
+
+impl Changing {
+    /// Moves the times of a content that changed.
+    pub(super) fn touch(&mut self) {
+        self.inode.mtime = self.now;
+        self.inode.ctime = self.now;
+    }
+
+    /// Writes the entry.
+    pub(super) fn put(&self, state: &mut NodeState, group: &Group<'_>) {
+        group.put(&Key::Inode(self.ino), self.inode.encode());
+        if self.capability {
+            group.delete(&Key::Xattr { ino: self.ino, name: CAPABILITY });
+            state.no_capability = true;
+        }
     }
 }
 

@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use super::dirty::{Layer, Range};
-use super::io::{CAPABILITY, clear_set_id, regular};
+use super::io::{clear_set_id, regular};
 use super::node::{Node, NodeState};
 use super::{Allocate, Caller, Error, FILE_BYTES_MAX, Seek, Volume, Wait};
-use crate::meta::{GroupId, Ino, Inode, Key};
+use crate::meta::{GroupId, Ino, Inode};
 use crate::pyramid::Root;
 
 /// A copy between files: from where, to where, how much, all in bytes.
@@ -110,9 +110,8 @@ impl Volume {
         (source, root): (&Inode, Root),
         copy: Copy,
     ) -> Result<u64, Error> {
-        let mut inode = self.inode(target.ino)?;
         regular(source)?;
-        regular(&inode)?;
+        let mut file = self.changing(target.ino, state)?;
         let length = copy.length.min(source.size.saturating_sub(copy.from));
         if length == 0 {
             return Ok(0);
@@ -122,32 +121,24 @@ impl Volume {
         if root.size != source.size {
             return Err(Error::Unsupported);
         }
-        self.root_of(target.ino, state)?;
-        let capability = self.has_capability(target.ino, state)?;
-        let now = self.clock.now();
-        clear_set_id(&mut inode);
+        clear_set_id(&mut file.inode);
         let group = self.meta.enter();
         let whole = copy.from == 0 && copy.to == 0 && length == source.size;
-        if whole && inode.size <= source.size {
+        if whole && file.inode.size <= source.size {
             self.mark_dirty(target, state, group.id());
             self.list(target, state);
             let layer = Layer::replacing(group.id(), root);
             self.budget.settle(0, layer.cost());
             state.layers.push_back(Arc::new(layer));
         } else {
-            let (before, layer) = self.top_layer(target, state, &group, inode.size);
+            let (before, layer) = self.top_layer(target, state, &group, file.inode.size);
             layer.share(copy.to, Range { root, offset: copy.from, length });
             let after = layer.cost();
             self.budget.settle(before, after);
         }
-        inode.size = inode.size.max(end);
-        inode.mtime = now;
-        inode.ctime = now;
-        group.put(&Key::Inode(target.ino), inode.encode());
-        if capability {
-            group.delete(&Key::Xattr { ino: target.ino, name: CAPABILITY });
-            state.no_capability = true;
-        }
+        file.inode.size = file.inode.size.max(end);
+        file.touch();
+        file.put(state, &group);
         Ok(length)
     }
 
@@ -187,23 +178,19 @@ impl Volume {
         caller: Caller,
     ) -> Result<(), Error> {
         let mut state = node.state.lock();
-        let mut inode = self.inode(node.ino)?;
-        regular(&inode)?;
-        self.root_of(node.ino, &mut state)?;
+        let mut file = self.changing(node.ino, &mut state)?;
         let size = match how {
-            Allocate::Punch => inode.size,
-            Allocate::Reserve { keep_size } | Allocate::Zero { keep_size } if keep_size => {
-                inode.size
+            Allocate::Reserve { keep_size: false } | Allocate::Zero { keep_size: false } => {
+                file.inode.size.max(end)
             }
-            Allocate::Reserve { .. } | Allocate::Zero { .. } => inode.size.max(end),
+            Allocate::Reserve { .. } | Allocate::Zero { .. } | Allocate::Punch => file.inode.size,
         };
-        let now = self.clock.now();
         if caller.uid != 0 {
-            clear_set_id(&mut inode);
+            clear_set_id(&mut file.inode);
         }
         let group = self.meta.enter();
-        let (before, layer) = self.top_layer(node, &mut state, &group, inode.size);
-        if inode.size < size {
+        let (before, layer) = self.top_layer(node, &mut state, &group, file.inode.size);
+        if file.inode.size < size {
             layer.truncate(size);
         }
         if !matches!(how, Allocate::Reserve { .. }) && offset < size {
@@ -211,10 +198,9 @@ impl Volume {
         }
         let after = layer.cost();
         self.budget.settle(before, after);
-        inode.size = size;
-        inode.mtime = now;
-        inode.ctime = now;
-        group.put(&Key::Inode(node.ino), inode.encode());
+        file.inode.size = size;
+        file.touch();
+        file.put(&mut state, &group);
         Ok(())
     }
 

@@ -200,3 +200,35 @@ fn what_does_not_fit_is_refused() {
     let refused = bench.volume.copy_range(one, 0, two, 0, 10_000, Wait::No);
     assert!(matches!(refused, Err(Error::WouldWait)), "the source has dirty bytes");
 }
+
+#[test]
+fn set_id_bits_and_capabilities_go_with_ranges() {
+    let bench = Bench::new();
+    let (from, ino) = (bench.create("from"), bench.create("program"));
+    bench.write(from, 0, &noise(1, 20_000));
+    bench.write(ino, 0, &noise(2, 20_000));
+    let user = Caller { uid: 1000, gid: 1000 };
+    let name = b"security.capability";
+    let changes: [&dyn Fn(); 4] = [
+        &|| {
+            let how = Allocate::Reserve { keep_size: true };
+            bench.volume.allocate(ino, 0, 4096, how, user, Wait::Yes).unwrap();
+        },
+        &|| bench.volume.allocate(ino, 0, 4096, Allocate::Punch, user, Wait::Yes).unwrap(),
+        &|| {
+            let how = Allocate::Zero { keep_size: false };
+            bench.volume.allocate(ino, 0, 4096, how, user, Wait::Yes).unwrap();
+        },
+        &|| {
+            bench.volume.copy_range(from, 4096, ino, 0, 4096, Wait::Yes).unwrap();
+        },
+    ];
+    for change in changes {
+        let set_id = SetAttr { mode: Some(0o6755), ..SetAttr::default() };
+        bench.volume.setattr(ino, &set_id, ROOT, Wait::Yes).unwrap();
+        bench.volume.setxattr(ino, name, b"all", XattrMode::Any, Wait::Yes).unwrap();
+        change();
+        assert_eq!(bench.volume.getattr(ino).unwrap().mode & 0o7777, 0o755);
+        assert!(matches!(bench.volume.getxattr(ino, name), Err(Error::NoAttribute)));
+    }
+}
