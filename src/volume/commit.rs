@@ -191,7 +191,7 @@ impl Volume {
             self.meta.take_in()?;
         }
         let cut = self.meta.cut(false, |group| {
-            let counters = self.counters.lock().at_cut(group);
+            let counters = self.counters.lock().at_cut();
             (self.commits.dirty.lock().remove(&group).unwrap_or_default(), counters)
         });
         let Some((group, (nodes, counters))) = cut else { return Ok(()) };
@@ -420,7 +420,7 @@ impl Counts {
         *self.logical.entry(group).or_default() += change;
     }
 
-    fn at_cut(&self, _group: GroupId) -> Counters {
+    fn at_cut(&self) -> Counters {
         Counters { next_ino: self.next_ino, files: self.files, ..self.committed }
     }
 

@@ -6,6 +6,7 @@
 
 mod commands;
 mod copies;
+mod full;
 mod harness;
 mod kill;
 mod plain;

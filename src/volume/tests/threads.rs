@@ -338,3 +338,19 @@ fn whoever_must_not_wait_changes_nothing() {
         assert!(volume.mknod(Ino::ROOT, b"new", &make, ROOT, Wait::Yes).is_ok());
     });
 }
+
+#[test]
+fn the_timer_commits_what_nobody_asks_for() {
+    limited(|| {
+        let bench = Bench::with(OpenOptions { commit_interval_ms: 5, ..threaded() });
+        let ino = bench.create("file");
+        bench.write(ino, 0, b"left alone");
+        wait_until(|| {
+            let image = bench.disk.crash(crate::sys::sim::Keep::Nothing);
+            let volume = open(&image, &bench.clock, options());
+            let found = volume.lookup(Ino::ROOT, b"file");
+            found.is_ok_and(|attr| volume.read(attr.ino, 0, 99).unwrap() == b"left alone")
+        });
+        bench.volume.close().unwrap();
+    });
+}
