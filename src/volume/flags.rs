@@ -94,9 +94,9 @@ pub(super) fn check_content(inode: &Inode, grows: bool) -> Result<(), Error> {
 pub(super) fn check_setattr(inode: &Inode, change: &SetAttr, writers: bool) -> Result<(), Error> {
     let only_times = change.mode.is_none() && change.uid.is_none() && change.gid.is_none();
     let handed_over = writers && only_times && change.atime.is_none();
-    // Whoever may append may also say that he did.
-    let now = |time| matches!(time, None | Some(SetTime::Now));
-    let touched = only_times && now(change.atime) && now(change.mtime);
+    // Whoever may append may also say that he did. With write-back the kernel fills in its own
+    // time of change, so that only the time of access tells a touch.
+    let touched = only_times && change.atime == Some(SetTime::Now);
     allow(handed_over || inode.flags & FLAG_IMMUTABLE == 0)?;
     allow(handed_over || touched || inode.flags & FLAG_APPEND == 0)
 }

@@ -158,9 +158,9 @@ fn what_may_only_grow_only_grows() {
     let append = OpenFlags { write: true, append: true, truncate: false };
     forbidden(volume.open_file(ino, OpenFlags { append: false, ..append }, ROOT, Wait::Yes));
     forbidden(volume.open_file(ino, OpenFlags { truncate: true, ..append }, ROOT, Wait::Yes));
-    let times = |time| SetAttr { atime: Some(time), mtime: Some(time), ..SetAttr::default() };
-    volume.setattr(ino, &times(SetTime::Now), ROOT, Wait::Yes).unwrap();
     let at = SetTime::At(Timestamp::default());
+    let times = |atime| SetAttr { atime: Some(atime), mtime: Some(at), ..SetAttr::default() };
+    volume.setattr(ino, &times(SetTime::Now), ROOT, Wait::Yes).unwrap();
     forbidden(volume.setattr(ino, &times(at), ROOT, Wait::Yes));
     volume.open_file(ino, append, ROOT, Wait::Yes).unwrap();
     bench.write(ino, 0, b"line");
