@@ -20,4 +20,6 @@ pub mod session;
 mod workers;
 
 pub use errno::chain;
-pub use session::{MountError, Mounted, Settings, mark_io_flusher, mount, unmount};
+pub use session::{
+    Change, MountError, Mounted, Settings, Unmount, mark_io_flusher, mount, remount, unmount,
+};

@@ -26,6 +26,7 @@ use crate::pyramid::Pyramid;
 use crate::store::{self, Store};
 use crate::sys::{Clock, Disk, DiskLock, Rng};
 
+mod adopt;
 mod attrs;
 mod budget;
 mod commit;
@@ -45,6 +46,7 @@ mod xattrs;
 #[cfg(test)]
 mod tests;
 
+pub use adopt::Current;
 pub use error::Error;
 pub use flush::content_root;
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
@@ -62,7 +64,8 @@ pub struct Volume {
     findings: Vec<store::Finding>,
     /// Held for writing by whoever changes names or a directory's inode.
     namespace: RwLock<()>,
-    nodes: node::Nodes,
+    /// Shared with the volume that this one follows, if it does ([`Current`]).
+    nodes: Arc<node::Nodes>,
     budget: budget::Budget,
     space: space::Space,
     flushers: flush::Queue,
@@ -113,11 +116,16 @@ impl Volume {
         options: OpenOptions,
     ) -> Result<Arc<Volume>, Error> {
         let superblock = Superblock::read(disk.as_ref())?;
-        let volume = Arc::new(Volume::assemble(disk, clock, superblock, options)?);
-        if !options.read_only {
+        Volume::assemble(disk, clock, superblock, options)?.begin()
+    }
+
+    /// Removes what a crash left without a name, and starts the threads.
+    fn begin(self) -> Result<Arc<Volume>, Error> {
+        let volume = Arc::new(self);
+        if !volume.options.read_only {
             volume.remove_orphans()?;
         }
-        if options.background {
+        if volume.options.background {
             volume.start_threads();
         }
         Ok(volume)
@@ -163,7 +171,7 @@ impl Volume {
             store: opened.store,
             findings: opened.findings,
             namespace: RwLock::default(),
-            nodes: node::Nodes::default(),
+            nodes: Arc::default(),
             budget: budget::Budget::new(options.dirty_bytes_max),
             space: space::Space::default(),
             flushers: flush::Queue::default(),
