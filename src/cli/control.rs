@@ -131,9 +131,7 @@ struct Office {
 
 impl Server {
     /// A server that nobody can reach yet.
-    pub fn new(
-        answering: impl Fn(&Server, &Request) -> Answer + Send + Sync + 'static,
-    ) -> Server {
+    pub fn new(answering: impl Fn(&Server, &Request) -> Answer + Send + Sync + 'static) -> Server {
         let office = Office {
             answering: Box::new(answering),
             waiting: Mutex::default(),

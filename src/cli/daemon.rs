@@ -32,7 +32,7 @@ use crate::volume::{self, CreateOptions, Current, Volume};
 /// How long to wait for a daemon that says it is closing.
 const CLOSING_WAIT: Duration = Duration::from_secs(60);
 /// How long to wait for one whose mount was taken out of sight while files are open.
-const LINGERING_WAIT: Duration = Duration::from_secs(10);
+const LINGERING_WAIT: Duration = Duration::from_secs(5);
 /// How long to wait for one that says nothing: it is just beginning or ending, or is no daemon.
 const SILENT_WAIT: Duration = Duration::from_secs(3);
 /// How often to look whether it has closed.

@@ -144,9 +144,9 @@ impl Options {
             ("allow_other", asked.allow_other && !self.allow_other),
         ];
         match changed.iter().find(|(_, changed)| *changed) {
-            Some((word, _)) => Err(format!(
-                "a remount cannot change '{word}': unmount, and mount again with it"
-            )),
+            Some((word, _)) => {
+                Err(format!("a remount cannot change '{word}': unmount, and mount again with it"))
+            }
             None => Ok(()),
         }
     }

@@ -79,7 +79,8 @@ fn unmount(arguments: &Arguments, mount: &MountEntry) -> Result<(), Error> {
         // From here on it knows that somebody waits for its last word.
         daemon.answer(None)?;
     }
-    fuse::unmount(&mount.mountpoint, Unmount::Plain).map_err(|source| refused(arguments, source))?;
+    fuse::unmount(&mount.mountpoint, Unmount::Plain)
+        .map_err(|source| refused(arguments, source))?;
     if let Some(daemon) = daemon {
         wait(&daemon)?;
     }

@@ -9,6 +9,7 @@ mod copies;
 mod full;
 mod harness;
 mod kill;
+mod mounting;
 mod plain;
 mod programs;
 mod random;
