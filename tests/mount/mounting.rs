@@ -65,6 +65,8 @@ fn with_helpers(site: &Site, script: &str) -> String {
         done
         mount --bind "$D/new" "$sbin"
         cd "$D"
+        # A negated command does not end the script when it succeeds: this does.
+        fails() { if "$@" 2>error; then echo "should fail: $*" >&2; exit 8; fi; }
     "#;
     let helper = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-scripts/mount.pyramidfs");
     let script = format!("{prepare}\n{script}");
@@ -406,27 +408,27 @@ fn mount_8_mounts_remounts_and_unmounts() {
         mount -t fuse.pyramidfs "$V" "$M" -o nosuid,cache=8MiB
         echo one > "$M/file"; line
         mount -o remount,ro "$M"
-        ! touch "$M/file" 2>/dev/null
+        fails touch "$M/file"
         mount -o remount,rw "$M"
         mount -o remount,noexec,cache=8MiB "$M"
         grep -q "$M fuse.pyramidfs rw,nosuid,noexec" /proc/self/mounts
-        ! mount -o remount,cache=9MiB "$M" 2>error
+        fails mount -o remount,cache=9MiB "$M"
         grep -q 'cannot change' error
         umount "$M"
         test ! -e "$V/control.sock"   # umount(8) has waited, by its helper
         mount -t pyramidfs "$V" "$M" -o ro; line
-        ! touch "$M/file" 2>/dev/null
+        fails touch "$M/file"
         mount -o remount,rw "$M"
         echo two >> "$M/file"
         umount "$M"
         mount -c -t pyramidfs volume mnt; line; umount "$M"
         mount -t pyramidfs volume mnt -o subtype=none; line; umount "$M"
-        mount -i -t fuse.pyramidfs "$V" "$M" 2>/dev/null && exit 9
-        ! mount -t fuse.pyramidfs "$V" "$M" -o nonsense 2>error
+        fails mount -i -t fuse.pyramidfs "$V" "$M"
+        fails mount -t fuse.pyramidfs "$V" "$M" -o nonsense
         grep -q "unknown option 'nonsense'" error
         mount -s -t fuse.pyramidfs "$V" "$M" -o nonsense; umount "$M"
         mount -f -t fuse.pyramidfs "$V" "$M"; test -z "$(line)"
-        ! mount -t fuse.pyramidfs "$D/nothing" "$M" 2>error
+        fails mount -t fuse.pyramidfs "$D/nothing" "$M"
         grep -q 'is no volume' error
         "#,
     );
@@ -454,12 +456,12 @@ $D/second  $D/off  pyramidfs  noauto  0 0
 END
         mount -a -T fstab
         echo kept > "$M/file"
-        ! touch "a b/file" 2>/dev/null
+        fails touch "a b/file"
         test "$(grep -c "$D.*fuse.pyramidfs" /proc/self/mounts)" = 2
         mount -a -T fstab     # what is mounted stays
         test "$(grep -c "$D.*fuse.pyramidfs" /proc/self/mounts)" = 2
         mount -o remount,ro -T fstab "$M"
-        ! touch "$M/file" 2>/dev/null
+        fails touch "$M/file"
         umount "$M" "a b"
         "#,
     );
@@ -529,7 +531,8 @@ fn no_device_and_no_right() {
     let site = Site::new();
     let private = |script: &str| {
         let script = format!(
-            "mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; {script}; \
+            "mount --bind /dev/shm /mnt; mount -t tmpfs none /dev; mkdir /dev/shm; \
+             mount --move /mnt /dev/shm; mknod -m 666 /dev/null c 1 3; {script}; \
              exec $TRIED \"$PYRAMIDFS\" mount \"$V\" \"$M\""
         );
         one_line(&in_namespace(&site, &script).env("TRIED", "env").output().unwrap())
@@ -560,12 +563,12 @@ fn site_of_nobody() -> Site {
 
 fn as_nobody(site: &Site, more: &[&str]) -> String {
     let output = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "env"])
+        .arg(format!("PATH={}", site.path("bin").display()))
         .arg(site.path("pyramidfs"))
         .arg("mount")
         .args([site.volume(), site.mountpoint()])
         .args(more)
-        .env("PATH", site.path("bin"))
         .output()
         .unwrap();
     one_line(&output)
