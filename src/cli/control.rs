@@ -523,6 +523,8 @@ mod tests {
             garbage_bytes: None,
             commits: 7,
             dirty_bytes: 0,
+            shared_copy_bytes: 0,
+            unshared_copies: 0,
         };
         let figures = Figures { status, read_only: true, volume: "/v".to_owned() };
         let (one, other) = UnixStream::pair().unwrap();

@@ -98,6 +98,11 @@ fn table(figures: &Figures) -> String {
     let dedup = ratio(status.logical_bytes, status.unique_bytes);
     let packed = ratio(status.unique_bytes, status.stored_bytes);
     let garbage = status.garbage_bytes.map_or("not measured".to_owned(), size);
+    let copies = format!(
+        "{:<11}  shared since the mount; {} requests could not share",
+        size(status.shared_copy_bytes),
+        status.unshared_copies
+    );
     let rows = [
         ("volume", format!("{} ({})", figures.volume, status.uuid)),
         ("state", state.to_owned()),
@@ -124,6 +129,7 @@ fn table(figures: &Figures) -> String {
         ("on disk", size(status.physical_bytes)),
         ("garbage", garbage),
         ("unstored", size(status.dirty_bytes)),
+        ("copies", copies),
         ("commits", status.commits.to_string()),
     ];
     rows.iter().map(|(name, value)| format!("{name:<9} {value}\n")).collect()
@@ -159,6 +165,8 @@ mod tests {
             garbage_bytes: None,
             commits: 7,
             dirty_bytes: 0,
+            shared_copy_bytes: 1 << 30,
+            unshared_copies: 2,
         };
         Figures { status, read_only: false, volume: "/v".to_owned() }
     }
@@ -167,7 +175,14 @@ mod tests {
     fn the_table_shows_what_is_saved() {
         let text = table(&figures());
         assert!(table(&Figures { read_only: true, ..figures() }).contains("mounted (read-only)"));
-        for part in ["/v (0-1)", "2.00x by dedup", "2.00x by compression", "4.00x in all"] {
+        for part in [
+            "/v (0-1)",
+            "2.00x by dedup",
+            "2.00x by compression",
+            "4.00x in all",
+            "1.0 GiB",
+            "2 requests",
+        ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
     }
