@@ -65,6 +65,8 @@ pub enum Request {
         /// The list behind `-o`.
         options: String,
     },
+    /// The kernel has changed its flags: follow them, and make durable what it has handed over.
+    Remounted,
 }
 
 /// What is answered.

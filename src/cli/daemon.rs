@@ -27,7 +27,7 @@ use crate::fuse::{self, Mounted, Settings, Unmount, chain};
 use crate::sys::overlay::OverlayDisk;
 use crate::sys::real::{RealClock, read_note};
 use crate::sys::{Clock, Disk};
-use crate::volume::{self, CreateOptions, Current, Volume};
+use crate::volume::{self, Atime, CreateOptions, Current, Volume};
 
 /// How long to wait for a daemon that says it is closing.
 const CLOSING_WAIT: Duration = Duration::from_secs(60);
@@ -216,6 +216,8 @@ fn settings(arguments: &Arguments, mountpoint: PathBuf, options: &Options) -> Se
         devices: options.devices.unwrap_or(root),
         execute: options.execute.unwrap_or(true),
         synchronous: options.synchronous.unwrap_or(false),
+        atime: options.atime.unwrap_or(Atime::Relative),
+        dir_atime: options.dir_atime.unwrap_or(true),
     }
 }
 

@@ -9,15 +9,16 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::fuse::Change;
+use crate::volume::Atime;
 
 /// Least memory for a cache, bytes: less would not hold what one request needs.
 const MEMORY_BYTES_MIN: u64 = 1 << 20;
 /// Longest time between commits.
 const COMMIT_SECONDS_MAX: u64 = 300;
 
-/// Words that change nothing: for mount(8), systemd or the boot, or already so by nature (the
-/// kernel sets no access times on FUSE, and permission bits are always judged).
-const IGNORED: [&str; 35] = [
+/// Words that change nothing: for mount(8), systemd or the boot, or already so by nature
+/// (permission bits are always judged).
+const IGNORED: [&str; 27] = [
     "defaults",
     "auto",
     "noauto",
@@ -29,14 +30,6 @@ const IGNORED: [&str; 35] = [
     "group",
     "_netdev",
     "default_permissions",
-    "atime",
-    "noatime",
-    "diratime",
-    "nodiratime",
-    "relatime",
-    "norelatime",
-    "strictatime",
-    "nostrictatime",
     "lazytime",
     "nolazytime",
     "iversion",
@@ -73,6 +66,10 @@ pub struct Options {
     pub execute: Option<bool>,
     /// `sync` or `async`.
     pub synchronous: Option<bool>,
+    /// `noatime`, `relatime`, `strictatime`.
+    pub atime: Option<Atime>,
+    /// `diratime` or `nodiratime`.
+    pub dir_atime: Option<bool>,
     /// `cache=SIZE`, bytes.
     pub cache_bytes: Option<u64>,
     /// `index_memory=SIZE`, bytes.
@@ -100,6 +97,8 @@ impl Options {
         self.devices = other.devices.or(self.devices);
         self.execute = other.execute.or(self.execute);
         self.synchronous = other.synchronous.or(self.synchronous);
+        self.atime = other.atime.or(self.atime);
+        self.dir_atime = other.dir_atime.or(self.dir_atime);
         self.cache_bytes = other.cache_bytes.or(self.cache_bytes);
         self.index_memory_bytes = other.index_memory_bytes.or(self.index_memory_bytes);
         self.commit_interval = other.commit_interval.or(self.commit_interval);
@@ -127,6 +126,8 @@ impl Options {
             devices: self.devices,
             execute: self.execute,
             synchronous: self.synchronous,
+            atime: self.atime,
+            dir_atime: self.dir_atime,
         }
     }
 
@@ -171,6 +172,12 @@ impl Options {
             "noexec" => self.execute = Some(false),
             "sync" => self.synchronous = Some(true),
             "async" => self.synchronous = Some(false),
+            "noatime" => self.atime = Some(Atime::Never),
+            // The kernel's own choice when nothing is said.
+            "atime" | "relatime" | "nostrictatime" => self.atime = Some(Atime::Relative),
+            "strictatime" | "norelatime" => self.atime = Some(Atime::Strict),
+            "diratime" => self.dir_atime = Some(true),
+            "nodiratime" => self.dir_atime = Some(false),
             "remount" => self.remount = true,
             "" => {}
             _ if is_ignored(word) => {}
@@ -254,7 +261,7 @@ mod tests {
     fn all_words_of_ours() {
         let options = parse(
             "ro,allow_other,nosuid,nodev,noexec,sync,cache=64MiB,index_memory=1GiB,commit=30,log=/l,\
-             subtype=none",
+             subtype=none,strictatime,nodiratime",
         );
         let expected = Options {
             read_only: Some(true),
@@ -263,6 +270,8 @@ mod tests {
             devices: Some(false),
             execute: Some(false),
             synchronous: Some(true),
+            atime: Some(Atime::Strict),
+            dir_atime: Some(false),
             cache_bytes: Some(64 << 20),
             index_memory_bytes: Some(1 << 30),
             commit_interval: Some(Duration::from_secs(30)),
@@ -276,7 +285,7 @@ mod tests {
     #[test]
     fn what_fstab_passes_changes_nothing() {
         let list = "defaults,rw,_netdev,nofail,noauto,user,x-systemd.automount,\
-            x-systemd.requires=/v,X-mount.mkdir,comment=x,relatime,,";
+            x-systemd.requires=/v,X-mount.mkdir,comment=x,lazytime,,";
         let expected = Options { read_only: Some(false), ..Options::default() };
         assert_eq!(parse(list), Ok(expected));
     }

@@ -1,8 +1,8 @@
 //! `mount -o remount,…`: changes flags of a mount in place. No second daemon.
 //!
 //! The kernel changes its flags without asking the daemon. So the daemon is asked first: it refuses
-//! what it cannot change, and opens a volume for writing that it has open for reading. After a
-//! change to read-only it commits what the kernel has handed over.
+//! what it cannot change, and opens a volume for writing that it has open for reading. Afterwards
+//! it follows the kernel's flags, and commits what the kernel has handed over.
 
 use std::path::Path;
 
@@ -36,10 +36,8 @@ fn change(mount: &MountEntry, change: &Change) -> Outcome {
         Some(libc::EPERM) => Error::RemountNotPermitted(path()),
         _ => Error::Path { action: "remount", path: path(), source },
     })?;
-    if change.read_only == Some(true)
-        && let Some(daemon) = Client::of_mount(mount)
-    {
-        settle(daemon, Request::Sync)?;
+    if let Some(daemon) = Client::of_mount(mount) {
+        settle(daemon, Request::Remounted)?;
     }
     Ok(FINE)
 }

@@ -10,9 +10,9 @@ use super::control::{Answer, Figures, Place, Request, Server};
 use super::error::Error;
 use super::options::{self, Options};
 use super::place;
-use crate::fuse::{Mounted, Settings, chain};
+use crate::fuse::{self, Mounted, Settings, chain};
 use crate::sys::real::RealClock;
-use crate::volume::{Current, OpenOptions, Status};
+use crate::volume::{Atime, Current, OpenOptions, Status};
 
 /// A mount that is served, as other commands see it.
 pub struct Service {
@@ -83,6 +83,7 @@ impl Service {
             Request::Place => return Answer::Place(self.place()),
             Request::Sync => self.volume.sync().map_err(|error| chain(&error)),
             Request::Remount { options } => self.remount(server, options),
+            Request::Remounted => self.remounted(),
             // The server's own.
             Request::Closed => return Answer::Waiting,
         };
@@ -126,6 +127,17 @@ impl Service {
         Ok(())
     }
 
+    /// Follows the kernel's flags after a remount.
+    fn remounted(&self) -> Result<(), String> {
+        let Some(entry) = self.mount.get().and_then(|mount| mount.entry()) else { return Ok(()) };
+        match (entry.is_read_only(), fuse::access_times(&entry)) {
+            // Reading moves nothing on it any more.
+            (true, _) => self.volume.set_access_times(Atime::Never, false),
+            (false, (atime, directories)) => self.volume.set_access_times(atime, directories),
+        }
+        self.volume.sync().map_err(|error| format!("not all is durable: {}", chain(&error)))
+    }
+
     fn make_writable(&self, server: &Server) -> Result<(), Error> {
         let disk = place::disk(&self.path)?;
         let options = open_options(&self.options, false);
@@ -146,6 +158,8 @@ pub fn open_options(options: &Options, read_only: bool) -> OpenOptions {
         cache_bytes: options.cache_bytes.unwrap_or(defaults.cache_bytes),
         index_memory_bytes: options.index_memory_bytes.unwrap_or(defaults.index_memory_bytes),
         commit_interval_ms: commit_ms.unwrap_or(defaults.commit_interval_ms),
+        atime: options.atime.unwrap_or(defaults.atime),
+        dir_atime: options.dir_atime.unwrap_or(defaults.dir_atime),
         ..defaults
     }
 }

@@ -14,7 +14,7 @@ use super::control::{Answer, Client, Request};
 use super::error::Error;
 use super::progress::Progress;
 use super::{FINE, Outcome, mount, place, remount};
-use crate::fuse::mountinfo::MountEntry;
+use crate::fuse::mountinfo::{self, MountEntry};
 use crate::fuse::{self, Unmount};
 
 /// How long it waits before it shows that it waits.
@@ -81,6 +81,10 @@ fn unmount(arguments: &Arguments, mount: &MountEntry) -> Result<(), Error> {
     }
     fuse::unmount(&mount.mountpoint, Unmount::Plain)
         .map_err(|source| refused(arguments, source))?;
+    if matches!(mountinfo::find_device(&mount.device), Ok(Some(_))) {
+        // It is mounted elsewhere too (mount --bind), and goes on there.
+        return Ok(());
+    }
     if let Some(daemon) = daemon {
         wait(&daemon)?;
     }

@@ -23,5 +23,6 @@ mod workers;
 
 pub use errno::chain;
 pub use session::{
-    Change, MountError, Mounted, Settings, Unmount, mark_io_flusher, mount, remount, unmount,
+    Change, MountError, Mounted, Settings, Unmount, access_times, mark_io_flusher, mount, remount,
+    unmount,
 };

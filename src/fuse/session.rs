@@ -26,7 +26,7 @@ use super::adapter::Adapter;
 use super::mountinfo::{MountEntry, has_word};
 use super::workers::Workers;
 use super::{fusermount, kernel, mountinfo};
-use crate::volume::Current;
+use crate::volume::{Atime, Current};
 
 /// Threads that read requests. Two keep both cores of a small machine busy; with four, two may be
 /// reading from the disk.
@@ -63,6 +63,10 @@ pub struct Settings {
     pub execute: bool,
     /// Make every change durable at once.
     pub synchronous: bool,
+    /// When reading moves times of access. The kernel shows it; the volume does it.
+    pub atime: Atime,
+    /// Whether that goes for directories too.
+    pub dir_atime: bool,
 }
 
 /// Why a volume could not be mounted. Each says what to do.
@@ -201,6 +205,10 @@ pub struct Change {
     pub execute: Option<bool>,
     /// Make every change durable at once.
     pub synchronous: Option<bool>,
+    /// When reading moves times of access.
+    pub atime: Option<Atime>,
+    /// Whether that goes for directories too.
+    pub dir_atime: Option<bool>,
 }
 
 /// Changes flags of a mount in place. The kernel hands over what it holds before it becomes
@@ -210,7 +218,7 @@ pub fn remount(entry: &MountEntry, change: &Change) -> io::Result<()> {
     Ok(nix::mount::mount(None::<&str>, &entry.mountpoint, None::<&str>, flags, None::<&str>)?)
 }
 
-/// A remount sets all flags anew, but for those of access times, which stay when none is named.
+/// A remount sets all flags anew.
 fn changed_flags(entry: &MountEntry, change: &Change) -> MsFlags {
     let (own, all) = (&entry.options, &entry.super_options);
     let mut flags = MsFlags::empty();
@@ -234,6 +242,30 @@ fn changed_flags(entry: &MountEntry, change: &Change) -> MsFlags {
     ] {
         flags.set(flag, allowed.map_or(has_word(own, word), |allowed| !allowed));
     }
+    let (atime, dir_atime) = access_times(entry);
+    let atime = change.atime.unwrap_or(atime);
+    flags | atime_flags(atime, change.dir_atime.unwrap_or(dir_atime))
+}
+
+/// When reading moves times of access, as the flags of a mount say, and whether those of
+/// directories too. Nothing moves on what takes no changes.
+pub fn access_times(entry: &MountEntry) -> (Atime, bool) {
+    let has = |word| has_word(&entry.options, word);
+    let atime = match (has("noatime"), has("relatime")) {
+        (true, _) => Atime::Never,
+        (false, true) => Atime::Relative,
+        (false, false) => Atime::Strict,
+    };
+    (atime, !has("nodiratime"))
+}
+
+fn atime_flags(atime: Atime, directories: bool) -> MsFlags {
+    let mut flags = match atime {
+        Atime::Never => MsFlags::MS_NOATIME,
+        Atime::Relative => MsFlags::MS_RELATIME,
+        Atime::Strict => MsFlags::MS_STRICTATIME,
+    };
+    flags.set(MsFlags::MS_NODIRATIME, !directories);
     flags
 }
 
@@ -325,7 +357,7 @@ fn flags(settings: &Settings) -> MsFlags {
     flags.set(MsFlags::MS_NODEV, !settings.devices);
     flags.set(MsFlags::MS_NOEXEC, !settings.execute);
     flags.set(MsFlags::MS_SYNCHRONOUS, settings.synchronous);
-    flags
+    flags | atime_flags(settings.atime, settings.dir_atime)
 }
 
 fn kernel_options(settings: &Settings, connection: i32) -> String {
@@ -357,6 +389,9 @@ fn helper_options(settings: &Settings) -> OsString {
         (settings.allow_other, ",allow_other"),
         (!settings.execute, ",noexec"),
         (settings.synchronous, ",sync"),
+        (settings.atime == Atime::Never, ",noatime"),
+        (settings.atime == Atime::Strict, ",strictatime"),
+        (!settings.dir_atime, ",nodiratime"),
     ];
     for (_, word) in words.iter().filter(|(wanted, _)| *wanted) {
         options.extend_from_slice(OsStr::new(word).as_bytes());
@@ -379,6 +414,8 @@ mod tests {
             devices: true,
             execute: true,
             synchronous: false,
+            atime: Atime::Relative,
+            dir_atime: true,
         }
     }
 
@@ -410,10 +447,15 @@ mod tests {
             source: OsString::from("v"),
             super_options: "rw,sync,user_id=0".to_owned(),
         };
-        let kept = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_SYNCHRONOUS;
+        let times = MsFlags::MS_RELATIME;
+        let kept = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_SYNCHRONOUS | times;
         assert_eq!(changed_flags(&entry, &Change::default()), kept);
+        let change =
+            Change { atime: Some(Atime::Never), dir_atime: Some(false), ..Change::default() };
+        let never = MsFlags::MS_NOATIME | MsFlags::MS_NODIRATIME;
+        assert_eq!(changed_flags(&entry, &change), (kept - times) | never);
         let change = Change { read_only: Some(true), execute: Some(true), ..Change::default() };
-        let expected = MsFlags::MS_NOSUID | MsFlags::MS_SYNCHRONOUS | MsFlags::MS_RDONLY;
+        let expected = MsFlags::MS_NOSUID | MsFlags::MS_SYNCHRONOUS | MsFlags::MS_RDONLY | times;
         assert_eq!(changed_flags(&entry, &change), expected);
         let read_only = MountEntry { super_options: "ro".to_owned(), ..entry };
         assert!(changed_flags(&read_only, &Change::default()).contains(MsFlags::MS_RDONLY));
@@ -438,8 +480,9 @@ mod tests {
 
     #[test]
     fn flags_follow_the_settings() {
-        assert_eq!(flags(&settings()), MsFlags::empty());
+        assert_eq!(flags(&settings()), MsFlags::MS_RELATIME);
         let strict = Settings { read_only: true, set_id: false, execute: false, ..settings() };
-        assert_eq!(flags(&strict), MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC);
+        let expected = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        assert_eq!(flags(&strict), expected | MsFlags::MS_RELATIME);
     }
 }

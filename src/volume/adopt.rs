@@ -100,3 +100,126 @@ impl Volume {
         volume.begin()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Caller, MODE_FILE, Make, OpenFlags, Wait};
+    use super::*;
+    use crate::meta::Ino;
+    use crate::sys::overlay::OverlayDisk;
+    use crate::sys::sim::{SimClock, SimDisk, SimRng};
+    use crate::volume::CreateOptions;
+
+    const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+
+    struct Bench {
+        disk: SimDisk,
+        clock: SimClock,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let bench = Bench { disk: SimDisk::new(), clock: SimClock::new() };
+            let (disk, clock) = (bench.disk(), bench.clock());
+            Volume::create(&disk, &clock, &SimRng::new(7), &CreateOptions::default()).unwrap();
+            bench
+        }
+
+        fn disk(&self) -> Arc<dyn Disk> {
+            Arc::new(self.disk.clone())
+        }
+
+        fn clock(&self) -> Arc<dyn Clock> {
+            Arc::new(self.clock.clone())
+        }
+
+        fn writable(&self) -> Arc<Volume> {
+            Volume::open(self.disk(), self.clock(), options(false)).unwrap()
+        }
+
+        fn for_reading(&self) -> Arc<Current> {
+            let disk = Arc::new(OverlayDisk::new(self.disk()));
+            Current::new(Volume::open(disk, self.clock(), options(true)).unwrap())
+        }
+
+        fn make_writable(&self, current: &Current) -> Result<(), Error> {
+            current.make_writable(self.disk(), self.clock(), options(false))
+        }
+    }
+
+    fn options(read_only: bool) -> OpenOptions {
+        OpenOptions { read_only, background: false, ..OpenOptions::default() }
+    }
+
+    fn create(volume: &Volume, name: &[u8]) -> Result<Ino, Error> {
+        let make = Make { mode: MODE_FILE | 0o644, rdev: 0 };
+        Ok(volume.mknod(Ino::ROOT, name, &make, ROOT, Wait::Yes)?.ino)
+    }
+
+    #[test]
+    fn what_the_kernel_knows_stays_right() {
+        let bench = Bench::new();
+        let before = bench.writable();
+        let ino = create(&before, b"file").unwrap();
+        before.write(ino, 0, b"old", false, Wait::Yes).unwrap();
+        before.close().unwrap();
+
+        let current = bench.for_reading();
+        assert_eq!(current.lookup(Ino::ROOT, b"file").unwrap().ino, ino);
+        let reading = OpenFlags { write: false, truncate: false, append: false };
+        current.open_file(ino, reading, ROOT, Wait::Yes).unwrap();
+        assert_eq!(current.read(ino, 0, 9).unwrap(), b"old");
+        assert!(matches!(create(&current, b"new"), Err(Error::ReadOnly)));
+        bench.make_writable(&current).unwrap();
+        assert!(current.is_writable());
+        bench.make_writable(&current).unwrap();
+        // Open before, and without a name now: it is there until it is closed and forgotten.
+        current.unlink(Ino::ROOT, b"file", Wait::Yes).unwrap();
+        current.sync().unwrap();
+        assert_eq!(current.read(ino, 0, 9).unwrap(), b"old");
+        current.release(ino, false);
+        assert_eq!(current.getattr(ino).unwrap().nlink, 0);
+        current.forget(ino, 1);
+        assert!(current.getattr(ino).is_err());
+        create(&current, b"new").unwrap();
+        current.close().unwrap();
+        let after = bench.writable();
+        assert!(after.lookup(Ino::ROOT, b"new").is_ok());
+        after.close().unwrap();
+    }
+
+    #[test]
+    fn refused_while_in_use_and_after_a_change() {
+        let bench = Bench::new();
+        let current = bench.for_reading();
+        let other = bench.writable();
+        assert!(matches!(bench.make_writable(&current), Err(Error::InUse)));
+        other.close().unwrap();
+        // Nothing was changed by the other.
+        let second = bench.for_reading();
+        bench.make_writable(&second).unwrap();
+        create(&second, b"file").unwrap();
+        second.close().unwrap();
+        assert!(matches!(bench.make_writable(&current), Err(Error::Changed)));
+        assert!(!current.is_writable() && current.getattr(Ino::ROOT).is_ok());
+        // The refusal has given the lock back.
+        bench.writable().close().unwrap();
+        current.close().unwrap();
+    }
+
+    #[test]
+    fn after_a_crash() {
+        let bench = Bench::new();
+        let before = bench.writable();
+        create(&before, b"kept").unwrap();
+        before.sync().unwrap();
+        create(&before, b"lost").unwrap();
+        drop(before);
+        let current = bench.for_reading();
+        assert!(current.lookup(Ino::ROOT, b"lost").is_err());
+        bench.make_writable(&current).unwrap();
+        assert!(current.lookup(Ino::ROOT, b"kept").is_ok());
+        create(&current, b"new").unwrap();
+        current.close().unwrap();
+    }
+}

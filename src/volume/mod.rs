@@ -26,6 +26,7 @@ use crate::pyramid::Pyramid;
 use crate::store::{self, Store};
 use crate::sys::{Clock, Disk, DiskLock, Rng};
 
+mod access;
 mod acl;
 mod adopt;
 mod attrs;
@@ -72,6 +73,7 @@ pub struct Volume {
     /// Shared with the volume that this one follows, if it does ([`Current`]).
     nodes: Arc<node::Nodes>,
     budget: budget::Budget,
+    access: access::Rule,
     space: space::Space,
     flushers: flush::Queue,
     commits: commit::Commits,
@@ -179,6 +181,7 @@ impl Volume {
             namespace: RwLock::default(),
             nodes: Arc::default(),
             budget: budget::Budget::new(options.dirty_bytes_max),
+            access: access::Rule::new(&options),
             space: space::Space::default(),
             flushers: flush::Queue::default(),
             commits: commit::Commits::default(),

@@ -258,7 +258,7 @@ fn a_remount_changes_flags_and_nothing_else() {
     site.mount_with(&["-o", "nosuid,cache=8MiB"]);
     remount(&site, "nodev,noexec,cache=8MiB,commit=5,defaults,noatime,allow_other,user_id=0");
     let options = mount_line(&site.mountpoint())[3].clone();
-    for word in ["rw", "nosuid", "nodev", "noexec", "relatime"] {
+    for word in ["rw", "nosuid", "nodev", "noexec", "noatime"] {
         assert!(options.split(',').any(|other| other == word), "{word} is not in {options}");
     }
     remount(&site, "suid,exec");
@@ -275,6 +275,58 @@ fn a_remount_changes_flags_and_nothing_else() {
     assert!(line.contains("no pyramidfs volume is mounted"), "{line}");
     site.kill_daemon();
     assert!(remount_refused(&site, "ro").contains("is gone"));
+}
+
+#[test]
+fn times_of_access_follow_the_flags() {
+    let site = Site::new();
+    let moved = |name: &str| {
+        let before = fs::metadata(site.at(name)).unwrap();
+        // Past the page cache, so that the daemon sees that it is read.
+        shell(&site.mountpoint(), &format!("dd if={name} of=/dev/null iflag=direct bs=4096 2>&1"));
+        let after = fs::metadata(site.at(name)).unwrap();
+        (before.atime(), before.atime_nsec()) != (after.atime(), after.atime_nsec())
+    };
+    let shows = |word: &str| mount_line(&site.mountpoint())[3].split(',').any(|one| one == word);
+    site.mount_with(&["-o", "noatime,nodiratime"]);
+    assert!(shows("noatime") && shows("nodiratime"));
+    fs::write(site.at("file"), [1; 4096]).unwrap();
+    site.ok(words(&[&"sync", &site.mountpoint()]));
+    assert!(!moved("file"));
+    // As mount(8) asks: with what is shown in front of it.
+    remount(&site, "noatime,strictatime");
+    assert!(!shows("noatime") && !shows("relatime") && shows("nodiratime"));
+    assert!(moved("file") && moved("file"));
+    remount(&site, "ro");
+    assert!(!moved("file"), "a mount that takes no changes has moved a time");
+    remount(&site, "rw,diratime");
+    assert!(moved("file") && !shows("nodiratime"));
+    remount(&site, "relatime");
+    assert!(shows("relatime") && !moved("file"));
+    fs::write(site.at("file"), [2; 4096]).unwrap();
+    assert!(moved("file") && !moved("file"));
+    site.umount_and_check();
+    site.mount_with(&["-o", "ro,strictatime"]);
+    assert!(!moved("file"));
+    remount(&site, "rw");
+    assert!(moved("file"));
+}
+
+#[test]
+fn a_mount_bound_elsewhere_outlives_the_first() {
+    let site = Site::mounted();
+    let other = site.path("other");
+    fs::create_dir(&other).unwrap();
+    let none = None::<&str>;
+    mount(Some(&site.mountpoint()), &other, none, MsFlags::MS_BIND, none).unwrap();
+    fs::write(site.at("file"), "x").unwrap();
+    site.ok(words(&[&"umount", &site.mountpoint()]));
+    assert_eq!(daemons(&site.volume()).len(), 1);
+    assert_eq!(fs::read(other.join("file")).unwrap(), b"x");
+    assert_eq!(site.status_of(&other)["mounted"], true);
+    site.ok(words(&[&"umount", &other]));
+    assert!(daemons(&site.volume()).is_empty(), "the last one waits for the daemon");
+    site.check();
 }
 
 #[test]
