@@ -65,8 +65,8 @@ pub enum Error {
     RemountNotPermitted(PathBuf),
     /// A remount needs the daemon's word.
     #[error(
-        "the daemon of {path} takes no questions from this user: remount as the user who mounted \
-         it, or as root",
+        "the daemon of {path} cannot be asked from here: remount as the user who mounted it, in the \
+         same container",
         path = .0.display()
     )]
     DaemonUnreachable(PathBuf),

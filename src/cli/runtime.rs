@@ -1,14 +1,14 @@
 //! The directory in which each mount has its control socket, named by the mount's device number.
 //!
-//! `/run/pyramidfs` for root; for others `pyramidfs` in `XDG_RUNTIME_DIR` or `/run/user/UID`; where
-//! that cannot be had, `/tmp/pyramidfs-UID`. Of mode 0700. So a mount finds its daemon whatever its
-//! source is called, and also when the volume lies on read-only media.
+//! `/run/pyramidfs` for root, `/run/user/UID/pyramidfs` for others; where that cannot be had,
+//! `/tmp/pyramidfs-UID`. Of mode 0700. So a mount finds its daemon whatever its source is called,
+//! and also when the volume lies on read-only media. No variable of the environment moves it, as
+//! root has to find the daemons of others.
 //!
 //! Invariants: (1) the directory belongs to the user and to nobody else, or it is not used; (2) a
 //! socket here is made, replaced and removed only by who holds the lock of the directory, and
 //! removed only by who made it: device numbers are given out again soon.
 
-use std::env;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -63,20 +63,12 @@ pub fn is_left_behind(name: &str) -> bool {
 }
 
 /// Where the directory of a user may be, the best place first.
-fn places(user: u32) -> Vec<PathBuf> {
-    let mut places = Vec::new();
-    if user == 0 {
-        places.push(PathBuf::from("/run/pyramidfs"));
-    } else {
-        if user == geteuid().as_raw()
-            && let Some(own) = env::var_os("XDG_RUNTIME_DIR").filter(|own| !own.is_empty())
-        {
-            places.push(PathBuf::from(own).join("pyramidfs"));
-        }
-        places.push(PathBuf::from(format!("/run/user/{user}/pyramidfs")));
-    }
-    places.push(PathBuf::from(format!("/tmp/pyramidfs-{user}")));
-    places
+fn places(user: u32) -> [PathBuf; 2] {
+    let best = match user {
+        0 => PathBuf::from("/run/pyramidfs"),
+        _ => PathBuf::from(format!("/run/user/{user}/pyramidfs")),
+    };
+    [best, PathBuf::from(format!("/tmp/pyramidfs-{user}"))]
 }
 
 /// In /tmp anybody could have made it: then it is refused.

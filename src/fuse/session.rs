@@ -389,9 +389,8 @@ fn helper_options(settings: &Settings) -> OsString {
         (settings.allow_other, ",allow_other"),
         (!settings.execute, ",noexec"),
         (settings.synchronous, ",sync"),
+        // It has no words for the other times of access: they hold, and are not shown.
         (settings.atime == Atime::Never, ",noatime"),
-        (settings.atime == Atime::Strict, ",strictatime"),
-        (!settings.dir_atime, ",nodiratime"),
     ];
     for (_, word) in words.iter().filter(|(wanted, _)| *wanted) {
         options.extend_from_slice(OsStr::new(word).as_bytes());

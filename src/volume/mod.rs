@@ -109,7 +109,7 @@ impl Volume {
         let open = OpenOptions { background: false, ..OpenOptions::default() };
         let volume =
             Volume::assemble(Arc::clone(disk), Arc::clone(clock), superblock.clone(), open)?;
-        volume.make_root_directory();
+        volume.make_root_directory(options.owner);
         volume.close()?;
         Superblock::finish(disk.as_ref())
     }
@@ -273,10 +273,12 @@ impl Volume {
         }
     }
 
-    fn make_root_directory(&self) {
+    fn make_root_directory(&self, (uid, gid): (u32, u32)) {
         let now = self.clock.now();
         let root = Inode {
             mode: MODE_DIR | 0o755,
+            uid,
+            gid,
             nlink: 2,
             parent: Ino::ROOT,
             atime: now,

@@ -603,6 +603,20 @@ fn no_device_and_no_right() {
     site.mount();
 }
 
+#[test]
+fn the_root_of_a_new_volume_belongs_to_who_made_it() {
+    let site = site_of_nobody();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(site.path("pyramidfs"));
+    run(command.arg("mkfs").arg(site.path("bin/own")));
+    site.ok(words(&[&"mount", &site.path("bin/own"), &site.mountpoint()]));
+    let about = fs::metadata(site.mountpoint()).unwrap();
+    assert_eq!((about.uid(), about.gid(), about.mode() & 0o777), (NOBODY, NOBODY, 0o755));
+    site.ok(words(&[&"umount", &site.mountpoint()]));
+    site.mount();
+    assert_eq!(fs::metadata(site.mountpoint()).unwrap().uid(), 0);
+}
+
 /// The program where an ordinary user may start it, and a volume that is the user's.
 fn site_of_nobody() -> Site {
     let site = Site::new();
@@ -610,6 +624,7 @@ fn site_of_nobody() -> Site {
     run(Command::new("chown").args(["-R", "65534:65534"]).arg(site.volume()));
     chown(site.mountpoint(), Some(NOBODY), Some(NOBODY)).unwrap();
     fs::create_dir(site.path("bin")).unwrap();
+    chown(site.path("bin"), Some(NOBODY), Some(NOBODY)).unwrap();
     site
 }
 
