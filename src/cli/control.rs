@@ -191,7 +191,8 @@ impl Server {
 struct Door {
     directory: File,
     name: String,
-    inode: u64,
+    /// Keeps the inode from being given to another's socket of that name.
+    pin: File,
     /// Whether others have sockets in the same directory.
     shared: bool,
 }
@@ -204,15 +205,19 @@ impl Door {
         }
         remove(&directory, name)?;
         let listener = listen_in(&directory, name)?;
-        let inode = fs::symlink_metadata(socket_path(&directory, name))?.ino();
+        let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        let path = socket_path(&directory, name);
+        let pin = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
         drop(turn);
-        Ok((Door { directory, name: name.to_owned(), inode, shared }, listener))
+        Ok((Door { directory, name: name.to_owned(), pin, shared }, listener))
     }
 
     fn close(&self) -> io::Result<()> {
         let _turn = turn(&self.directory, self.shared)?;
         match fs::symlink_metadata(socket_path(&self.directory, &self.name)) {
-            Ok(about) if about.ino() == self.inode => remove(&self.directory, &self.name),
+            Ok(about) if about.ino() == self.pin.metadata()?.ino() => {
+                remove(&self.directory, &self.name)
+            }
             // It is another's by now.
             _ => Ok(()),
         }
