@@ -131,7 +131,7 @@ impl Model {
     }
 
     /// Whether `ino` is `dir` or stands below it.
-    fn is_below(&self, ino: u64, dir: u64) -> bool {
+    pub(super) fn is_below(&self, ino: u64, dir: u64) -> bool {
         let names = self.live.get(&dir).and_then(Entry::names);
         ino == dir || names.is_some_and(|names| names.values().any(|&sub| self.is_below(ino, sub)))
     }
@@ -172,6 +172,22 @@ impl Model {
             self.get(to.0).nlink += u32::from(found.is_none());
         }
         found.filter(|&found| self.drop_name(found, now))
+    }
+
+    /// Lets two names change places.
+    pub(super) fn exchange(&mut self, one: (u64, &str), other: (u64, &str), now: Timestamp) {
+        let (first, second) =
+            (self.find(one.0, one.1).unwrap(), self.find(other.0, other.1).unwrap());
+        self.touch(one.0, now).insert(one.1.to_owned(), second);
+        self.touch(other.0, now).insert(other.1.to_owned(), first);
+        for (ino, from, to) in [(first, one.0, other.0), (second, other.0, one.0)] {
+            let entry = self.get(ino);
+            entry.ctime = now;
+            if entry.is_dir() {
+                self.get(from).nlink -= 1;
+                self.get(to).nlink += 1;
+            }
+        }
     }
 
     pub(super) fn write(&mut self, ino: u64, offset: usize, new: &[u8], now: Timestamp) {
