@@ -13,6 +13,8 @@ mod plain;
 mod programs;
 mod random;
 mod ranges;
+mod rights;
 mod semantics;
 mod shared;
 mod users;
+mod xattrs;
