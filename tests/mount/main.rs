@@ -9,6 +9,8 @@ mod copies;
 mod full;
 mod harness;
 mod kill;
+mod names;
+mod numbers;
 mod plain;
 mod programs;
 mod random;

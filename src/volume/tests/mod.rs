@@ -13,6 +13,7 @@ mod crowd;
 mod faults;
 mod files;
 mod format;
+mod large;
 mod model;
 mod names;
 mod ranges;
