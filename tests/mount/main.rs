@@ -12,6 +12,7 @@ mod kill;
 mod names;
 mod numbers;
 mod plain;
+mod processes;
 mod programs;
 mod random;
 mod ranges;
