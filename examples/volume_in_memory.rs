@@ -8,7 +8,7 @@ use pyramidfs::sys::sim::{Keep, SimClock, SimDisk, SimRng};
 use pyramidfs::sys::{Clock, Disk};
 use pyramidfs::volume::{Caller, CreateOptions, Error, MODE_FILE, Make, OpenOptions, Volume, Wait};
 
-const CALLER: Caller = Caller { uid: 1000, gid: 1000 };
+const CALLER: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
 const SIZE_BYTES: usize = 8 << 20;
 
 fn main() -> Result<(), Error> {

@@ -6,7 +6,7 @@ use crate::sys::sim::{SimClock, SimDisk, SimRng};
 use crate::sys::{Access, Rng};
 use crate::volume::{Caller, CreateOptions, Make, Wait};
 
-const ROOT: Caller = Caller { uid: 0, gid: 0 };
+const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
 /// A number that no inode has.
 const NOBODY: Ino = Ino(999);

@@ -60,6 +60,11 @@ fn table(volume: &Path, status: &Status) -> String {
     let dedup = ratio(status.logical_bytes, status.unique_bytes);
     let packed = ratio(status.unique_bytes, status.stored_bytes);
     let garbage = status.garbage_bytes.map_or("not measured".to_owned(), size);
+    let copies = format!(
+        "{:<11}  shared since the mount; {} requests could not share",
+        size(status.shared_copy_bytes),
+        status.unshared_copies
+    );
     let rows = [
         ("volume", format!("{} ({})", volume.display(), status.uuid)),
         ("state", state.to_owned()),
@@ -86,6 +91,7 @@ fn table(volume: &Path, status: &Status) -> String {
         ("on disk", size(status.physical_bytes)),
         ("garbage", garbage),
         ("unstored", size(status.dirty_bytes)),
+        ("copies", copies),
         ("commits", status.commits.to_string()),
     ];
     rows.iter().map(|(name, value)| format!("{name:<9} {value}\n")).collect()
@@ -121,13 +127,22 @@ mod tests {
             garbage_bytes: None,
             commits: 7,
             dirty_bytes: 0,
+            shared_copy_bytes: 1 << 30,
+            unshared_copies: 2,
         }
     }
 
     #[test]
     fn the_table_shows_what_is_saved() {
         let text = table(Path::new("/v"), &status());
-        for part in ["/v (0-1)", "2.00x by dedup", "2.00x by compression", "4.00x in all"] {
+        for part in [
+            "/v (0-1)",
+            "2.00x by dedup",
+            "2.00x by compression",
+            "4.00x in all",
+            "1.0 GiB",
+            "2 requests",
+        ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
     }

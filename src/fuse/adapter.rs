@@ -8,7 +8,7 @@
 //! and [`Workers`] must be free to serve. So that waiting has threads of its own.
 //!
 //! Absent on purpose, each answered with ENOSYS, after which the kernel stops asking: access (the
-//! kernel judges the permission bits itself), ioctl, poll. getlk and setlk never come, as locks are
+//! kernel judges the permission bits itself), poll. getlk and setlk never come, as locks are
 //! not asked for.
 
 use std::ffi::OsStr;
@@ -28,11 +28,13 @@ use fuser::{
 
 use super::convert::{self, BLOCK_BYTES, caller, ino};
 use super::errno::errno;
+use super::groups;
+use super::ioctl::{self, Ioctl};
 use super::kernel;
 use super::workers::Workers;
 use crate::meta::Ino;
 use crate::volume::{
-    Attr, DirItem, Error, Make, NAME_BYTES_MAX, Seek, SetAttr, StatFs, Volume, Wait,
+    Attr, DirItem, Error, Make, NAME_BYTES_MAX, Seek, SetAttr, StatFs, Volume, Wait, is_acl,
 };
 
 /// How long the kernel may remember names and attributes: nobody else changes them.
@@ -216,7 +218,7 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let (node, caller) = (ino(node), caller(request));
+        let (node, caller) = (ino(node), caller(request, 0));
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let ctime = ctime.map(convert::timestamp);
         let change = SetAttr { mode, uid, gid, size, atime, mtime, ctime };
@@ -224,7 +226,9 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
-        reply.answer(self.volume.readlink(ino(node)));
+        let target = self.volume.readlink(ino(node));
+        self.volume.accessed(ino(node));
+        reply.answer(target);
     }
 
     fn mknod(
@@ -237,8 +241,8 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request));
-        let make = Make { mode: mode & !umask, rdev };
+        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request, umask));
+        let make = Make { mode, rdev };
         self.ask(reply, move |volume, wait| volume.mknod(dir, &name, &make, caller, wait));
     }
 
@@ -251,8 +255,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request));
-        let mode = mode & !umask;
+        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request, umask));
         self.ask(reply, move |volume, wait| volume.mkdir(dir, &name, mode, caller, wait));
     }
 
@@ -274,14 +277,14 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request));
+        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request, 0));
         let target = target.as_os_str().as_bytes().to_vec();
         self.ask(reply, move |volume, wait| volume.symlink(dir, &name, &target, caller, wait));
     }
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -291,7 +294,8 @@ impl Filesystem for Adapter {
     ) {
         let (dir, name) = (ino(parent), name.as_bytes().to_vec());
         let (new_dir, new_name) = (ino(new_parent), new_name.as_bytes().to_vec());
-        let Some(flags) = convert::rename_flags(flags) else { return reply.error(Errno::EINVAL) };
+        let flags = convert::rename_flags(flags, caller(request, 0));
+        let Some(flags) = flags else { return reply.error(Errno::EINVAL) };
         self.ask(reply, move |volume, wait| {
             volume.rename(dir, &name, new_dir, &new_name, flags, wait)
         });
@@ -310,8 +314,15 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (node, caller, flags) = (ino(node), caller(request), convert::open_flags(flags.0));
-        self.ask(reply, move |volume, wait| volume.open_file(node, flags, caller, wait));
+        let (node, caller, access) = (ino(node), caller(request, 0), convert::is_access(flags.0));
+        let (flags, kernel) = (convert::open_flags(flags.0), Arc::clone(&self.kernel));
+        self.ask(reply, move |volume, wait| {
+            volume.open_file(node, flags, caller, wait)?;
+            if access {
+                count_access(volume, &kernel, node);
+            }
+            Ok(())
+        });
     }
 
     fn create(
@@ -324,8 +335,8 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request));
-        let make = Make { mode: libc::S_IFREG | (mode & !umask & !libc::S_IFMT), rdev: 0 };
+        let (dir, name, caller) = (ino(parent), name.as_bytes().to_vec(), caller(request, umask));
+        let make = Make { mode: libc::S_IFREG | (mode & !libc::S_IFMT), rdev: 0 };
         // A new file has nothing to truncate, so that opening it has nothing to wait for.
         let flags = crate::volume::OpenFlags { truncate: false, ..convert::open_flags(flags) };
         self.ask(reply, move |volume, wait| {
@@ -342,11 +353,16 @@ impl Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        reply.answer(self.volume.read(ino(node), offset, size as usize));
+        let bytes = self.volume.read(ino(node), offset, size as usize);
+        // After a read of its own the kernel asks for the time anew.
+        if convert::is_access(flags.0) {
+            self.volume.accessed(ino(node));
+        }
+        reply.answer(bytes);
     }
 
     fn write(
@@ -398,7 +414,10 @@ impl Filesystem for Adapter {
         self.ask(reply, move |volume, wait| volume.fsync(node, wait));
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, _: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if convert::is_access(flags.0) {
+            count_access(&self.volume, &self.kernel, ino(node));
+        }
         let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
         reply.opened(FileHandle(0), flags);
     }
@@ -446,7 +465,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -456,7 +475,16 @@ impl Filesystem for Adapter {
     ) {
         let (node, name, value) = (ino(node), name.as_bytes().to_vec(), value.to_vec());
         let mode = convert::xattr_mode(flags);
-        self.ask(reply, move |volume, wait| volume.setxattr(node, &name, &value, mode, wait));
+        if !is_acl(&name) {
+            let set = move |volume: &Volume, wait| volume.setxattr(node, &name, &value, mode, wait);
+            return self.ask(reply, set);
+        }
+        let attr = match self.volume.getattr(node) {
+            Ok(attr) => attr,
+            Err(error) => return reply.error(errno(&error)),
+        };
+        let outside = !groups::is_member(request, attr.gid);
+        self.ask(reply, move |volume, wait| volume.set_acl(node, &name, &value, outside, wait));
     }
 
     fn getxattr(&self, _: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -522,15 +550,22 @@ impl Filesystem for Adapter {
     fn ioctl(
         &self,
         _: &Request,
-        _: INodeNo,
+        node: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
-        _: u32,
-        _: &[u8],
-        _: u32,
+        command: u32,
+        input: &[u8],
+        room: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOSYS);
+        let node = ino(node);
+        let Some(wanted) = ioctl::parse(command, input) else { return reply.error(Errno::ENOTTY) };
+        self.ask(reply, move |volume, wait| match wanted {
+            Ioctl::GetFlags => Ok(ioctl::flags(volume.flags(node)?, room as usize)),
+            Ioctl::GetAttributes => Ok(ioctl::attributes(volume.flags(node)?)),
+            Ioctl::Set(flags) => volume.set_flags(node, flags, wait).map(|()| Vec::new()),
+            Ioctl::Unsupported => Err(Error::Unsupported),
+        });
     }
 
     fn poll(
@@ -556,11 +591,23 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let (node, caller) = (ino(node), caller(request));
+        let (node, caller) = (ino(node), caller(request, 0));
         let Some(how) = convert::allocate(mode) else { return reply.error(Errno::EOPNOTSUPP) };
         self.ask(reply, move |volume, wait| {
             volume.allocate(node, offset, length, how, caller, wait)
         });
+    }
+}
+
+/// Moves the time of access of what is opened for reading, and has the kernel forget the time that
+/// it remembers: what it reads from its own memory it does not tell, so that the open counts.
+fn count_access(volume: &Volume, kernel: &OnceLock<Notifier>, node: Ino) {
+    if volume.accessed(node)
+        && let Some(kernel) = kernel.get()
+        // A negative offset means the attributes alone; nothing of that waits for the mount.
+        && let Err(error) = kernel.inval_inode(INodeNo(node.0), -1, 0)
+    {
+        tracing::debug!("the kernel remembers an old time of inode {}: {error}", node.0);
     }
 }
 
@@ -636,6 +683,15 @@ impl Answer<Vec<u8>> for ReplyData {
     fn answer(self, result: Result<Vec<u8>>) {
         match result {
             Ok(bytes) => self.data(&bytes),
+            Err(error) => self.error(errno(&error)),
+        }
+    }
+}
+
+impl Answer<Vec<u8>> for ReplyIoctl {
+    fn answer(self, result: Result<Vec<u8>>) {
+        match result {
+            Ok(bytes) => self.ioctl(0, &bytes),
             Err(error) => self.error(errno(&error)),
         }
     }

@@ -23,9 +23,9 @@ pub fn ino(number: INodeNo) -> Ino {
     Ino(number.0)
 }
 
-/// Returns who asks.
-pub fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
+/// Returns who asks. Only requests that make something come with a umask.
+pub fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), umask }
 }
 
 /// Returns the attributes as the transport wants them.
@@ -89,17 +89,24 @@ pub fn file_type(mode: u32) -> FileType {
 pub fn open_flags(flags: i32) -> OpenFlags {
     OpenFlags {
         write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+        append: flags & libc::O_APPEND != 0,
         truncate: flags & libc::O_TRUNC != 0,
     }
 }
 
-/// Returns how a name is moved; `None` for a flag that nobody here knows (whiteouts).
-pub fn rename_flags(flags: fuser::RenameFlags) -> Option<RenameFlags> {
+/// Whether reading through a handle with these flags counts as access.
+pub fn is_access(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_WRONLY && flags & libc::O_NOATIME == 0
+}
+
+/// Returns how a name is moved by `caller`; `None` for a flag that nobody here knows.
+pub fn rename_flags(flags: fuser::RenameFlags, caller: Caller) -> Option<RenameFlags> {
     use fuser::RenameFlags as Flags;
-    let known = Flags::RENAME_NOREPLACE | Flags::RENAME_EXCHANGE;
+    let known = Flags::RENAME_NOREPLACE | Flags::RENAME_EXCHANGE | Flags::RENAME_WHITEOUT;
     known.contains(flags).then(|| RenameFlags {
         no_replace: flags.contains(Flags::RENAME_NOREPLACE),
         exchange: flags.contains(Flags::RENAME_EXCHANGE),
+        whiteout: flags.contains(Flags::RENAME_WHITEOUT).then_some(caller),
     })
 }
 
@@ -196,12 +203,17 @@ mod tests {
         assert_eq!(file_type(0o040_755), FileType::Directory);
         assert_eq!(file_type(0o120_777), FileType::Symlink);
         assert_eq!(file_type(0o100_644), FileType::RegularFile);
-        assert_eq!(open_flags(libc::O_RDONLY), OpenFlags { write: false, truncate: false });
+        assert_eq!(open_flags(libc::O_RDONLY), OpenFlags::default());
         assert_eq!(
             open_flags(libc::O_RDWR | libc::O_TRUNC),
-            OpenFlags { write: true, truncate: true }
+            OpenFlags { write: true, truncate: true, append: false }
         );
-        assert_eq!(rename_flags(fuser::RenameFlags::RENAME_WHITEOUT), None);
+        let caller = Caller { uid: 1, gid: 2, umask: 0 };
+        let whiteout = rename_flags(fuser::RenameFlags::RENAME_WHITEOUT, caller);
+        assert_eq!(whiteout.and_then(|flags| flags.whiteout), Some(caller));
+        assert_eq!(rename_flags(fuser::RenameFlags::from_bits_retain(8), caller), None);
+        assert!(is_access(libc::O_RDONLY) && is_access(libc::O_RDWR));
+        assert!(!is_access(libc::O_WRONLY) && !is_access(libc::O_RDWR | libc::O_NOATIME));
         assert_eq!(xattr_mode(0), XattrMode::Any);
         assert_eq!(xattr_mode(libc::XATTR_REPLACE), XattrMode::Replace);
     }

@@ -5,7 +5,6 @@
 //! Absent on purpose, as the transport (fuser 0.18) accepts them but does not serve them:
 //! SETXATTR_EXT (the first setxattr would end its thread), SECURITY_CTX, CREATE_SUPP_GROUP,
 //! ALLOW_IDMAP, HAS_RESEND, OVER_IO_URING. NO_OPEN_SUPPORT: the volume counts open files.
-//! POSIX_ACL: not yet.
 
 use std::fs;
 use std::io;
@@ -25,7 +24,7 @@ const DIRTY_BYTES_MAX: u64 = 256 << 20;
 const DIRTY_RATIO_MAX: u32 = 10;
 
 /// Each with its reason; one that the kernel does not have is left out.
-const CAPABILITIES: [InitFlags; 10] = [
+const CAPABILITIES: [InitFlags; 13] = [
     // Small writes are gathered in the page cache: 1 MiB requests instead of one for each call.
     InitFlags::FUSE_WRITEBACK_CACHE,
     // Lookups and readdirs in one directory side by side.
@@ -44,6 +43,12 @@ const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_MAX_PAGES,
     // O_TRUNC comes with the open, in one step.
     InitFlags::FUSE_ATOMIC_O_TRUNC,
+    // Access control lists are judged by the kernel. The volume keeps them in step with the modes,
+    // and takes the umask off itself: a default list takes its place.
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
+    // File handles (open_by_handle_at, NFS) find an inode by its number, also after a remount.
+    InitFlags::FUSE_EXPORT_SUPPORT,
 ];
 
 /// Asks for all of it.

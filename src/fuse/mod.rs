@@ -14,6 +14,8 @@ mod adapter;
 mod convert;
 mod errno;
 mod fusermount;
+mod groups;
+mod ioctl;
 mod kernel;
 pub mod mountinfo;
 pub mod session;

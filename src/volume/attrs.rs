@@ -1,10 +1,15 @@
-//! Attributes of inodes.
+//! Attributes of inodes: asked for, set, and the time of access that reading moves.
 
+use super::acl::{ACCESS, Acl};
+use super::flags::{FLAG_NO_ATIME, check_setattr};
 use super::io::{Touch, clear_set_id};
 use super::node::NodeState;
-use super::{Attr, Caller, Error, MODE_DIR, MODE_TYPE, SetAttr, SetTime, Volume, Wait};
+use super::{Atime, Attr, Caller, Error, MODE_DIR, MODE_TYPE, SetAttr, SetTime, Volume, Wait};
 use crate::meta::{Content, Ino, Inode, Key};
 use crate::sys::Timestamp;
+
+/// After how long a time of access counts as old, though nothing changed since.
+const ATIME_SECONDS_MAX: i64 = 24 * 60 * 60;
 
 impl Volume {
     /// Returns the attributes of an inode.
@@ -76,12 +81,12 @@ impl Volume {
         }
         if is_dir {
             let _namespace = self.namespace.write();
-            self.change_inode(ino, &change)?;
+            self.change_inode(ino, &change, false)?;
         } else {
             let node = self.nodes.get(ino);
             let changed = {
-                let _state = node.state.lock();
-                self.change_inode(ino, &change)
+                let state = node.state.lock();
+                self.change_inode(ino, &change, state.writers != 0)
             };
             self.nodes.put(node);
             changed?;
@@ -89,12 +94,14 @@ impl Volume {
         self.getattr(ino)
     }
 
-    fn change_inode(&self, ino: Ino, change: &SetAttr) -> Result<(), Error> {
+    fn change_inode(&self, ino: Ino, change: &SetAttr, writers: bool) -> Result<(), Error> {
         let mut inode = self.inode(ino)?;
+        check_setattr(&inode, change, writers)?;
         let now = self.clock.now();
         if let Some(mode) = change.mode {
             inode.mode = inode.mode & MODE_TYPE | mode & !MODE_TYPE;
         }
+        let acl = if change.mode.is_some() { self.access_list(ino)? } else { None };
         if change.uid.is_some() || change.gid.is_some() {
             inode.uid = change.uid.unwrap_or(inode.uid);
             inode.gid = change.gid.unwrap_or(inode.gid);
@@ -111,7 +118,69 @@ impl Volume {
         inode.ctime = change.ctime.unwrap_or(now);
         let group = self.meta.enter();
         group.put(&Key::Inode(ino), inode.encode());
+        if let Some(mut acl) = acl {
+            acl.set_permissions(inode.mode);
+            group.put(&Key::Xattr { ino, name: ACCESS }, acl.encode());
+        }
         Ok(())
+    }
+
+    /// The list that access to an inode is judged by, if its mode does not say it all.
+    fn access_list(&self, ino: Ino) -> Result<Option<Acl>, Error> {
+        let value = self.meta.get(&Key::Xattr { ino, name: ACCESS })?;
+        value.map(|value| Acl::decode(&value)).transpose()
+    }
+
+    /// Moves the time of access of an inode that is read, if that is due; answers whether it did.
+    ///
+    /// What would have to wait, or cannot be kept, is left out: reading goes on without it.
+    pub fn accessed(&self, ino: Ino) -> bool {
+        if self.options.atime == Atime::Never || self.options.read_only {
+            return false;
+        }
+        let Ok(inode) = self.inode(ino) else { return false };
+        let is_dir = inode.mode & MODE_TYPE == MODE_DIR;
+        if !self.is_access_due(&inode) || is_dir && !self.options.dir_atime {
+            return false;
+        }
+        if self.begin_change(Wait::No).and_then(|()| self.admit(0)).is_err() {
+            return false;
+        }
+        if is_dir {
+            let _namespace = self.namespace.write();
+            return self.put_access(ino);
+        }
+        let node = self.nodes.get(ino);
+        let moved = {
+            let _state = node.state.lock();
+            self.put_access(ino)
+        };
+        self.nodes.put(node);
+        moved
+    }
+
+    /// Moves the time of access, under the lock of the inode's entry.
+    fn put_access(&self, ino: Ino) -> bool {
+        match self.inode(ino) {
+            Ok(inode) if self.is_access_due(&inode) => {
+                let inode = Inode { atime: self.clock.now(), ..inode };
+                self.meta.enter().put(&Key::Inode(ino), inode.encode());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn is_access_due(&self, inode: &Inode) -> bool {
+        let (atime, now) = (inode.atime, self.clock.now());
+        let unseen = atime <= inode.mtime || atime <= inode.ctime;
+        let old = ATIME_SECONDS_MAX <= now.secs.saturating_sub(atime.secs);
+        let due = match self.options.atime {
+            Atime::Never => false,
+            Atime::Relative => unseen || old,
+            Atime::Strict => atime != now,
+        };
+        due && inode.flags & FLAG_NO_ATIME == 0
     }
 }
 

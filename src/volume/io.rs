@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::dirty::{Gap, LAYER_COST_BYTES, Layer, RUN_COST_BYTES, Range};
+use super::flags::check_content;
 use super::flush::STREAM_BYTES;
 use super::node::{Node, NodeState};
 use super::{
@@ -35,6 +36,7 @@ impl Volume {
         let inode = self.inode(ino)?;
         regular(&inode)?;
         if flags.write || flags.truncate {
+            check_content(&inode, flags.append && !flags.truncate)?;
             self.begin_change(wait)?;
         }
         let node = self.nodes.get(ino);
@@ -191,6 +193,7 @@ impl Volume {
         }
         let mut state = node.state.lock();
         let mut file = self.changing(node.ino, &mut state)?;
+        check_content(&file.inode, false)?;
         if caller.uid != 0 {
             clear_set_id(&mut file.inode);
         }

@@ -1,9 +1,9 @@
 //! The filesystem: names, inodes, handles, dirty runs and commits, on top of `store` and `meta`.
 //!
-//! Owns [`Volume`]. Its operations stand in `names` (create, rename, …), `attrs` (attributes),
-//! `io` (read, write), `ranges` (copies,
-//! holes), `flush` (dirty layers become roots) and `commit` (groups become
-//! durable); `node`, `dirty` and `budget` hold what they share.
+//! Owns [`Volume`]. Its operations stand in `names` and `rename` (create, move, remove), `attrs`,
+//! `xattrs` and `flags` (attributes), `io` (read, write), `ranges` (copies, holes), `flush` (dirty
+//! layers become roots) and `commit` (groups become durable); `acl` knows access control lists;
+//! `node`, `dirty` and `budget` hold what they share.
 //!
 //! Invariants: (1) an operation first gets all that it may wait for (dirty space, room in the
 //! group, locks), then its group, and never waits while it holds one; (2) it reads all it needs
@@ -26,16 +26,19 @@ use crate::pyramid::Pyramid;
 use crate::store::{self, Store};
 use crate::sys::{Clock, Disk, DiskLock, Rng};
 
+mod acl;
 mod attrs;
 mod budget;
 mod commit;
 mod dirty;
 mod error;
+mod flags;
 mod flush;
 mod io;
 mod names;
 mod node;
 mod ranges;
+mod rename;
 mod space;
 mod status;
 mod superblock;
@@ -46,9 +49,11 @@ mod xattrs;
 mod tests;
 
 pub use error::Error;
+pub use flags::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NO_ATIME, FLAG_NO_DUMP};
 pub use flush::content_root;
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
 pub use types::*;
+pub use xattrs::is_acl;
 
 /// A volume that is open.
 pub struct Volume {
@@ -68,6 +73,7 @@ pub struct Volume {
     flushers: flush::Queue,
     commits: commit::Commits,
     counters: Mutex<commit::Counts>,
+    copies: ranges::Copies,
     closed: AtomicBool,
     lock: Mutex<Option<Box<dyn DiskLock>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -169,6 +175,7 @@ impl Volume {
             flushers: flush::Queue::default(),
             commits: commit::Commits::default(),
             counters: Mutex::new(counters),
+            copies: ranges::Copies::default(),
             closed: AtomicBool::new(false),
             lock: Mutex::new(lock),
             threads: Mutex::default(),

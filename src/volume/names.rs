@@ -1,4 +1,4 @@
-//! Names: look up, list, make, link, move and remove; and the end of inodes without names.
+//! Names: look up, list, make, link and remove; and the end of inodes without names.
 //!
 //! Invariants: (1) whoever changes names holds `namespace` for writing, and the state of every
 //! inode that is no directory and whose entry changes; (2) a name's cookie stays as long as the
@@ -7,10 +7,12 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::acl::{self, DEFAULT};
+use super::flags::{self, check_addable, check_attributes, check_removable};
 use super::node::Node;
 use super::{
     Attr, Caller, DirItem, Error, LINKS_MAX, MODE_DIR, MODE_FILE, MODE_SET_GID, MODE_SYMLINK,
-    MODE_TYPE, Make, NAME_BYTES_MAX, RenameFlags, TARGET_BYTES_MAX, Volume, Wait,
+    MODE_TYPE, Make, NAME_BYTES_MAX, TARGET_BYTES_MAX, Volume, Wait,
 };
 use crate::meta::{Cookie, Ino, Inode, Key, KeyRange, NameEntry};
 
@@ -19,14 +21,14 @@ const BEHIND_DOT: u64 = 1;
 const BEHIND_DOT_DOT: u64 = 2;
 
 /// A name that was found.
-struct Found {
-    cookie: Cookie,
-    ino: Ino,
-    mode_type: u32,
+pub(super) struct Found {
+    pub(super) cookie: Cookie,
+    pub(super) ino: Ino,
+    pub(super) mode_type: u32,
 }
 
 /// What a look for a name gave: the name, or the cookie that a new one would get.
-enum Place {
+pub(super) enum Place {
     Taken(Found),
     Free(Cookie),
 }
@@ -36,11 +38,14 @@ impl Volume {
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Attr, Error> {
         self.check_open()?;
         let _namespace = self.namespace.read();
-        let parent = self.directory(dir)?;
         let ino = match name {
+            // Asked of anything, for a file handle that outlived what the kernel knew of it.
             b"." => dir,
-            b".." => parent.parent,
-            _ => self.find(dir, name)?.ino,
+            b".." => self.directory(dir)?.parent,
+            _ => {
+                self.directory(dir)?;
+                self.find(dir, name)?.ino
+            }
         };
         let inode = self.inode(ino)?;
         self.refer(ino, &inode)
@@ -179,7 +184,16 @@ impl Volume {
         let _namespace = self.namespace.write();
         let mut parent = self.living_directory(dir)?;
         let Place::Free(cookie) = self.place(dir, name)? else { return Err(Error::Exists) };
+        check_addable(&parent)?;
         let is_dir = inode.mode & MODE_TYPE == MODE_DIR;
+        let lists = if inode.mode & MODE_TYPE == MODE_SYMLINK {
+            Vec::new()
+        } else {
+            let default = self.default_list(dir)?;
+            let inherited = acl::inherit(default.as_deref(), inode.mode, caller.umask, is_dir)?;
+            inode.mode = inherited.mode;
+            inherited.lists
+        };
         if is_dir && LINKS_MAX <= parent.nlink {
             return Err(Error::TooManyLinks);
         }
@@ -191,20 +205,44 @@ impl Volume {
         }
         (inode.atime, inode.mtime, inode.ctime, inode.btime) = (now, now, now, now);
         inode.nlink = if is_dir { 2 } else { 1 };
+        inode.flags = flags::inherited(&parent);
         parent.nlink += u32::from(is_dir);
         (parent.mtime, parent.ctime) = (now, now);
         let group = self.meta.enter();
-        let ino = {
-            let mut counters = self.counters.lock();
-            counters.files += 1;
-            counters.next_ino += 1;
-            Ino(counters.next_ino - 1)
-        };
+        let ino = self.next_ino();
         group.put(&Key::Inode(ino), inode.encode());
+        for (name, list) in lists {
+            group.put(&Key::Xattr { ino, name }, list);
+        }
         group.put(&Key::Name { dir, cookie }, entry_of(ino, inode.mode, name).encode());
         group.put(&Key::Inode(dir), parent.encode());
         drop(group);
         self.refer(ino, &inode)
+    }
+
+    /// A number that no inode had, counted as in use. The caller is in a group.
+    pub(super) fn next_ino(&self) -> Ino {
+        let mut counters = self.counters.lock();
+        counters.files += 1;
+        counters.next_ino += 1;
+        Ino(counters.next_ino - 1)
+    }
+
+    /// The access control list that new entries of a directory get, if it has one.
+    fn default_list(&self, dir: Ino) -> Result<Option<Vec<u8>>, Error> {
+        let node = self.nodes.get(dir);
+        let list = {
+            let mut state = node.state.lock();
+            if state.no_default_acl {
+                Ok(None)
+            } else {
+                let list = self.meta.get(&Key::Xattr { ino: dir, name: DEFAULT });
+                state.no_default_acl = matches!(list, Ok(None));
+                list
+            }
+        };
+        self.nodes.put(node);
+        Ok(list?)
     }
 
     /// Gives an inode that is no directory one more name, and the kernel one more reference.
@@ -215,6 +253,7 @@ impl Volume {
         let _namespace = self.namespace.write();
         let mut parent = self.living_directory(dir)?;
         let Place::Free(cookie) = self.place(dir, name)? else { return Err(Error::Exists) };
+        check_addable(&parent)?;
         let node = self.nodes.get(ino);
         let linked = {
             let _state = node.state.lock();
@@ -228,6 +267,7 @@ impl Volume {
                 if LINKS_MAX <= inode.nlink {
                     return Err(Error::TooManyLinks);
                 }
+                check_attributes(&inode)?;
                 let now = self.clock.now();
                 inode.nlink += 1;
                 inode.ctime = now;
@@ -264,6 +304,7 @@ impl Volume {
         let namespace = self.namespace.write();
         let mut parent = self.directory(dir)?;
         let found = self.find(dir, name)?;
+        check_removable(&parent, &self.inode(found.ino)?)?;
         match (found.mode_type == MODE_DIR, want_dir) {
             (true, false) => return Err(Error::IsADirectory),
             (false, true) => return Err(Error::NotADirectory),
@@ -293,7 +334,7 @@ impl Volume {
     }
 
     /// Takes one name from an inode's count; the last one makes it an orphan.
-    fn drop_name(&self, group: &crate::meta::Group<'_>, ino: Ino, mut inode: Inode) {
+    pub(super) fn drop_name(&self, group: &crate::meta::Group<'_>, ino: Ino, mut inode: Inode) {
         let is_dir = inode.mode & MODE_TYPE == MODE_DIR;
         inode.nlink = if is_dir { 0 } else { inode.nlink.saturating_sub(1) };
         inode.ctime = self.clock.now();
@@ -369,245 +410,18 @@ impl Volume {
         Ok(())
     }
 
-    /// Moves a name.
-    pub fn rename(
-        &self,
-        dir: Ino,
-        name: &[u8],
-        new_dir: Ino,
-        new_name: &[u8],
-        flags: RenameFlags,
-        wait: Wait,
-    ) -> Result<(), Error> {
-        check_name(name)?;
-        check_name(new_name)?;
-        if flags.no_replace && flags.exchange {
-            return Err(Error::Invalid { what: "an exchange replaces" });
-        }
-        self.begin_change(wait)?;
-        self.admit(0)?;
-        let namespace = self.namespace.write();
-        self.living_directory(dir)?;
-        self.living_directory(new_dir)?;
-        let moved = self.find(dir, name)?;
-        let replaced = match (self.place(new_dir, new_name)?, flags) {
-            (Place::Taken(_), RenameFlags { no_replace: true, .. }) => return Err(Error::Exists),
-            (Place::Free(_), RenameFlags { exchange: true, .. }) => return Err(Error::NotFound),
-            (place, _) => place,
-        };
-        if moved.mode_type == MODE_DIR {
-            self.check_no_circle(moved.ino, new_dir)?;
-        }
-        match replaced {
-            Place::Taken(found) if found.ino == moved.ino => Ok(()),
-            Place::Taken(found) if flags.exchange => {
-                if found.mode_type == MODE_DIR {
-                    self.check_no_circle(found.ino, dir)?;
-                }
-                self.exchange((dir, name, moved), (new_dir, new_name, found))
-            }
-            Place::Taken(found) => {
-                let orphan = self.replace((dir, moved), (new_dir, new_name), found)?;
-                drop(namespace);
-                self.destroy_if_orphan(&orphan);
-                self.nodes.put(orphan);
-                Ok(())
-            }
-            Place::Free(cookie) => self.relocate((dir, moved), (new_dir, new_name, cookie)),
-        }
-    }
-
-    /// A directory must not be moved below itself.
-    fn check_no_circle(&self, moved: Ino, new_dir: Ino) -> Result<(), Error> {
-        let mut above = new_dir;
-        loop {
-            if above == moved {
-                return Err(Error::Invalid { what: "a directory cannot be moved into itself" });
-            }
-            if above == Ino::ROOT {
-                return Ok(());
-            }
-            let parent = self.inode(above)?.parent;
-            if parent == above {
-                return Ok(());
-            }
-            above = parent;
-        }
-    }
-
-    /// Moves a name to one that was free.
-    fn relocate(
-        &self,
-        (dir, moved): (Ino, Found),
-        (new_dir, new_name, cookie): (Ino, &[u8], Cookie),
-    ) -> Result<(), Error> {
-        let is_dir = moved.mode_type == MODE_DIR;
-        if is_dir && dir != new_dir && LINKS_MAX <= self.inode(new_dir)?.nlink {
-            return Err(Error::TooManyLinks);
-        }
-        let node = self.nodes.get(moved.ino);
-        let result = {
-            let _state = node.state.lock();
-            self.move_entry((dir, moved.cookie), (new_dir, cookie), &moved, new_name, 0)
-        };
-        self.nodes.put(node);
-        result
-    }
-
-    /// Moves a name over another, whose inode loses that name; returns the node of that inode.
-    fn replace(
-        &self,
-        (dir, moved): (Ino, Found),
-        (new_dir, new_name): (Ino, &[u8]),
-        found: Found,
-    ) -> Result<Arc<Node>, Error> {
-        let is_dir = moved.mode_type == MODE_DIR;
-        match (is_dir, found.mode_type == MODE_DIR) {
-            (true, false) => return Err(Error::NotADirectory),
-            (false, true) => return Err(Error::IsADirectory),
-            (true, true) if !self.is_empty(found.ino)? => return Err(Error::NotEmpty),
-            _ => {}
-        }
-        let (node, old) = (self.nodes.get(moved.ino), self.nodes.get(found.ino));
-        let result = {
-            let (low, high) = if moved.ino < found.ino { (&node, &old) } else { (&old, &node) };
-            let _low = low.state.lock();
-            let _high = high.state.lock();
-            self.inode(found.ino).and_then(|inode| {
-                let (from, to) = ((dir, moved.cookie), (new_dir, found.cookie));
-                // Both entries must change within one group: the cut stays out until both have.
-                let group = self.meta.enter();
-                self.move_entry_in(&group, from, to, &moved, new_name, u32::from(is_dir))?;
-                self.drop_name(&group, found.ino, inode);
-                Ok(())
-            })
-        };
-        self.nodes.put(node);
-        match result {
-            Ok(()) => Ok(old),
-            Err(error) => {
-                self.nodes.put(old);
-                Err(error)
-            }
-        }
-    }
-
-    fn move_entry(
-        &self,
-        from: (Ino, Cookie),
-        to: (Ino, Cookie),
-        moved: &Found,
-        new_name: &[u8],
-        dirs_replaced: u32,
-    ) -> Result<(), Error> {
-        let group = self.meta.enter();
-        self.move_entry_in(&group, from, to, moved, new_name, dirs_replaced)
-    }
-
-    /// Moves an entry, and keeps times, link counts and the parent. Reads before it changes.
-    fn move_entry_in(
-        &self,
-        group: &crate::meta::Group<'_>,
-        (dir, cookie): (Ino, Cookie),
-        (new_dir, new_cookie): (Ino, Cookie),
-        moved: &Found,
-        new_name: &[u8],
-        dirs_replaced: u32,
-    ) -> Result<(), Error> {
-        let is_dir = u32::from(moved.mode_type == MODE_DIR);
-        let now = self.clock.now();
-        let mut inode = self.inode(moved.ino)?;
-        let mut parent = self.inode(dir)?;
-        let mut new_parent = self.inode(new_dir)?;
-        inode.ctime = now;
-        if is_dir == 1 {
-            inode.parent = new_dir;
-        }
-        group.delete(&Key::Name { dir, cookie });
-        let entry = entry_of(moved.ino, moved.mode_type, new_name);
-        group.put(&Key::Name { dir: new_dir, cookie: new_cookie }, entry.encode());
-        group.put(&Key::Inode(moved.ino), inode.encode());
-        (parent.mtime, parent.ctime) = (now, now);
-        if dir == new_dir {
-            parent.nlink -= dirs_replaced;
-        } else {
-            parent.nlink -= is_dir;
-            (new_parent.mtime, new_parent.ctime) = (now, now);
-            new_parent.nlink = new_parent.nlink + is_dir - dirs_replaced;
-            group.put(&Key::Inode(new_dir), new_parent.encode());
-        }
-        group.put(&Key::Inode(dir), parent.encode());
-        Ok(())
-    }
-
-    /// Lets two names change places.
-    fn exchange(
-        &self,
-        (dir, name, one): (Ino, &[u8], Found),
-        (new_dir, new_name, other): (Ino, &[u8], Found),
-    ) -> Result<(), Error> {
-        let (one_node, other_node) = (self.nodes.get(one.ino), self.nodes.get(other.ino));
-        let result = {
-            let (low, high) = if one.ino < other.ino {
-                (&one_node, &other_node)
-            } else {
-                (&other_node, &one_node)
-            };
-            let _low = low.state.lock();
-            let _high = high.state.lock();
-            self.exchange_entries((dir, name, &one), (new_dir, new_name, &other))
-        };
-        self.nodes.put(one_node);
-        self.nodes.put(other_node);
-        result
-    }
-
-    fn exchange_entries(
-        &self,
-        (dir, name, one): (Ino, &[u8], &Found),
-        (new_dir, new_name, other): (Ino, &[u8], &Found),
-    ) -> Result<(), Error> {
-        let now = self.clock.now();
-        let mut inodes = [self.inode(one.ino)?, self.inode(other.ino)?];
-        let mut parents = [self.inode(dir)?, self.inode(new_dir)?];
-        let dirs = [u32::from(one.mode_type == MODE_DIR), u32::from(other.mode_type == MODE_DIR)];
-        for (inode, (is_dir, home)) in inodes.iter_mut().zip(dirs.into_iter().zip([new_dir, dir])) {
-            inode.ctime = now;
-            if is_dir == 1 {
-                inode.parent = home;
-            }
-        }
-        for parent in &mut parents {
-            (parent.mtime, parent.ctime) = (now, now);
-        }
-        let group = self.meta.enter();
-        let key = Key::Name { dir: new_dir, cookie: other.cookie };
-        group.put(&key, entry_of(one.ino, one.mode_type, new_name).encode());
-        let key = Key::Name { dir, cookie: one.cookie };
-        group.put(&key, entry_of(other.ino, other.mode_type, name).encode());
-        group.put(&Key::Inode(one.ino), inodes[0].encode());
-        group.put(&Key::Inode(other.ino), inodes[1].encode());
-        if dir != new_dir {
-            parents[0].nlink = parents[0].nlink + dirs[1] - dirs[0];
-            parents[1].nlink = parents[1].nlink + dirs[0] - dirs[1];
-            group.put(&Key::Inode(new_dir), parents[1].encode());
-        }
-        group.put(&Key::Inode(dir), parents[0].encode());
-        Ok(())
-    }
-
-    fn directory(&self, dir: Ino) -> Result<Inode, Error> {
+    pub(super) fn directory(&self, dir: Ino) -> Result<Inode, Error> {
         let inode = self.inode(dir)?;
         if inode.mode & MODE_TYPE == MODE_DIR { Ok(inode) } else { Err(Error::NotADirectory) }
     }
 
     /// A directory that takes new names: one that was removed while in use does not.
-    fn living_directory(&self, dir: Ino) -> Result<Inode, Error> {
+    pub(super) fn living_directory(&self, dir: Ino) -> Result<Inode, Error> {
         let inode = self.directory(dir)?;
         if inode.nlink == 0 { Err(Error::NotFound) } else { Ok(inode) }
     }
 
-    fn is_empty(&self, dir: Ino) -> Result<bool, Error> {
+    pub(super) fn is_empty(&self, dir: Ino) -> Result<bool, Error> {
         let mut empty = true;
         self.meta.scan(KeyRange::names(dir, Cookie(0)), &mut |_, _| {
             empty = false;
@@ -616,7 +430,7 @@ impl Volume {
         Ok(empty)
     }
 
-    fn find(&self, dir: Ino, name: &[u8]) -> Result<Found, Error> {
+    pub(super) fn find(&self, dir: Ino, name: &[u8]) -> Result<Found, Error> {
         if NAME_BYTES_MAX < name.len() {
             return Err(Error::NameTooLong);
         }
@@ -627,7 +441,7 @@ impl Volume {
     }
 
     /// Looks for a name among those that share its hash.
-    fn place(&self, dir: Ino, name: &[u8]) -> Result<Place, Error> {
+    pub(super) fn place(&self, dir: Ino, name: &[u8]) -> Result<Place, Error> {
         let first = Cookie::hash(self.superblock.uuid, name);
         let mut found = None;
         let mut free = first.0;
@@ -675,11 +489,11 @@ impl Volume {
     }
 }
 
-fn entry_of(ino: Ino, mode: u32, name: &[u8]) -> NameEntry {
+pub(super) fn entry_of(ino: Ino, mode: u32, name: &[u8]) -> NameEntry {
     NameEntry { ino, kind: ((mode & MODE_TYPE) >> 12) as u8, name: name.to_vec() }
 }
 
-fn check_name(name: &[u8]) -> Result<(), Error> {
+pub(super) fn check_name(name: &[u8]) -> Result<(), Error> {
     if NAME_BYTES_MAX < name.len() {
         return Err(Error::NameTooLong);
     }

@@ -52,6 +52,8 @@ pub(super) struct NodeState {
     pub(super) destroyed: Option<GroupId>,
     /// Whether `security.capability` may be there: known absent after one look.
     pub(super) no_capability: bool,
+    /// The same of the list that new entries of a directory get.
+    pub(super) no_default_acl: bool,
     /// The first failure to store dirty bytes that nobody was told of yet.
     pub(super) error: Option<String>,
 }

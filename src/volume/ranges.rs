@@ -4,8 +4,10 @@
 //! the layer is flushed, and there it depends on the tree's depth, not on the length.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::dirty::{Layer, Range};
+use super::flags::check_content;
 use super::io::{clear_set_id, regular};
 use super::node::{Node, NodeState};
 use super::{Allocate, Caller, Error, FILE_BYTES_MAX, Seek, Volume, Wait};
@@ -18,6 +20,31 @@ struct Copy {
     from: u64,
     to: u64,
     length: u64,
+}
+
+/// How copies went since the volume was opened.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    shared_bytes: AtomicU64,
+    unshared: AtomicU64,
+}
+
+impl Copies {
+    pub(super) fn shared_bytes(&self) -> u64 {
+        self.shared_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn unshared(&self) -> u64 {
+        self.unshared.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, copied: &Result<u64, Error>) {
+        match copied {
+            Ok(bytes) => self.shared_bytes.fetch_add(*bytes, Ordering::Relaxed),
+            Err(Error::Unsupported) => self.unshared.fetch_add(1, Ordering::Relaxed),
+            Err(_) => 0,
+        };
+    }
 }
 
 impl Volume {
@@ -37,16 +64,19 @@ impl Volume {
         length: u64,
         wait: Wait,
     ) -> Result<u64, Error> {
-        let chunk_bytes = self.superblock.profile.chunk_bytes() as u64;
-        if from_offset % chunk_bytes != to_offset % chunk_bytes {
-            return Err(Error::Unsupported);
-        }
         self.begin_change(wait)?;
         let copy = Copy { from: from_offset, to: to_offset, length };
-        let (source, target) = (self.nodes.get(from), self.nodes.get(to));
-        let copied = self.copy_nodes(&source, &target, copy, wait);
-        self.nodes.put(source);
-        self.nodes.put(target);
+        let chunk_bytes = self.superblock.profile.chunk_bytes() as u64;
+        let copied = if from_offset % chunk_bytes == to_offset % chunk_bytes {
+            let (source, target) = (self.nodes.get(from), self.nodes.get(to));
+            let copied = self.copy_nodes(&source, &target, copy, wait);
+            self.nodes.put(source);
+            self.nodes.put(target);
+            copied
+        } else {
+            Err(Error::Unsupported)
+        };
+        self.copies.count(&copied);
         copied
     }
 
@@ -179,6 +209,7 @@ impl Volume {
     ) -> Result<(), Error> {
         let mut state = node.state.lock();
         let mut file = self.changing(node.ino, &mut state)?;
+        check_content(&file.inode, matches!(how, Allocate::Reserve { .. }))?;
         let size = match how {
             Allocate::Reserve { keep_size: false } | Allocate::Zero { keep_size: false } => {
                 file.inode.size.max(end)

@@ -31,6 +31,8 @@ impl Volume {
             garbage_bytes: None,
             commits: store.sequence,
             dirty_bytes: self.budget.used(),
+            shared_copy_bytes: self.copies.shared_bytes(),
+            unshared_copies: self.copies.unshared(),
         })
     }
 }

@@ -28,6 +28,8 @@ pub const MODE_FILE: u32 = 0o100_000;
 pub const MODE_DIR: u32 = 0o040_000;
 /// Type bits of a symbolic link.
 pub const MODE_SYMLINK: u32 = 0o120_000;
+/// Type bits of a character device, and no permissions: with device number 0, a whiteout.
+pub const MODE_WHITEOUT: u32 = 0o020_000;
 /// Set-user-id bit.
 pub const MODE_SET_UID: u32 = 0o4000;
 /// Set-group-id bit.
@@ -52,6 +54,8 @@ pub struct Caller {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+    /// Permission bits that new inodes do not get, unless their directory has a default ACL.
+    pub umask: u32,
 }
 
 /// Attributes of an inode.
@@ -125,7 +129,7 @@ pub struct SetAttr {
 /// A new inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Make {
-    /// Type and permission bits, the umask already taken off.
+    /// Type and permission bits; the caller's umask is taken off here.
     pub mode: u32,
     /// Device number for device nodes, as the kernel encodes it.
     pub rdev: u32,
@@ -136,6 +140,8 @@ pub struct Make {
 pub struct OpenFlags {
     /// For writing.
     pub write: bool,
+    /// All that is written goes to the end.
+    pub append: bool,
     /// Cut to no bytes.
     pub truncate: bool,
 }
@@ -147,6 +153,8 @@ pub struct RenameFlags {
     pub no_replace: bool,
     /// Let both names change places.
     pub exchange: bool,
+    /// Leave a device node with number 0 in the old place, owned by that user.
+    pub whiteout: Option<Caller>,
 }
 
 /// What happens to a range of a file.
@@ -164,6 +172,17 @@ pub enum Allocate {
         /// Leave the size as it is.
         keep_size: bool,
     },
+}
+
+/// When reading moves an inode's time of access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Atime {
+    /// Never.
+    Never,
+    /// When it lies before the last change, or a day back: `relatime`, as the kernel does it.
+    Relative,
+    /// Always.
+    Strict,
 }
 
 /// What is looked for in a file.
@@ -247,6 +266,10 @@ pub struct Status {
     pub commits: u64,
     /// Bytes that are written but not yet stored.
     pub dirty_bytes: u64,
+    /// Bytes that were copied by sharing chunks since the volume was opened.
+    pub shared_copy_bytes: u64,
+    /// Requests since then to copy that could not share: the kernel copied those by itself.
+    pub unshared_copies: u64,
 }
 
 /// What is fixed when a volume is made.
@@ -282,6 +305,10 @@ pub struct OpenOptions {
     pub dirty_bytes_max: u64,
     /// Longest time that a change waits for its commit, milliseconds.
     pub commit_interval_ms: u64,
+    /// When reading moves the time of access.
+    pub atime: Atime,
+    /// Whether that goes for directories too.
+    pub dir_atime: bool,
     /// Size at which a pack is sealed, bytes.
     pub pack_bytes_max: u64,
 }
@@ -295,6 +322,8 @@ impl Default for OpenOptions {
             index_memory_bytes: 96 << 20,
             dirty_bytes_max: 48 << 20,
             commit_interval_ms: 5_000,
+            atime: Atime::Relative,
+            dir_atime: true,
             pack_bytes_max: 64 << 20,
         }
     }

@@ -1,13 +1,15 @@
-//! Extended attributes of the namespaces `user`, `trusted` and `security`.
+//! Extended attributes of the namespaces `user`, `trusted` and `security`, and the access control
+//! lists in `system`.
 //!
-//! Absent on purpose: `system`, with the ACLs: nobody would judge them here, and an ACL that is
-//! kept without effect would promise what does not hold.
+//! Who may set what, the kernel judges. Other names in `system` mean nothing here.
 
 use std::ops::ControlFlow;
 
+use super::acl::{ACCESS, Acl, DEFAULT};
+use super::flags::check_attributes;
 use super::{
-    Error, MODE_DIR, MODE_TYPE, Volume, Wait, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX,
-    XattrMode,
+    Error, MODE_DIR, MODE_SET_GID, MODE_SYMLINK, MODE_TYPE, Volume, Wait, XATTR_NAME_BYTES_MAX,
+    XATTR_VALUE_BYTES_MAX, XattrMode,
 };
 use crate::meta::{Ino, Inode, Key, KeyRange};
 
@@ -62,6 +64,9 @@ impl Volume {
         wait: Wait,
     ) -> Result<(), Error> {
         check_name(name)?;
+        if is_acl(name) {
+            return self.set_acl(ino, name, value, false, wait);
+        }
         if !NAMESPACES.iter().any(|namespace| name.starts_with(namespace)) {
             return Err(Error::Unsupported);
         }
@@ -82,6 +87,46 @@ impl Volume {
             }
             let group = volume.meta.enter();
             group.put(&Key::Xattr { ino, name }, value.to_vec());
+            group.put(&Key::Inode(ino), inode.encode());
+            Ok(())
+        })
+    }
+
+    /// Sets an access control list, in the attribute `name`. One that a mode can say leaves nothing
+    /// but the mode.
+    ///
+    /// `clear_set_gid` says that the caller is not in the inode's group: an access list that he sets
+    /// takes the set-group-id bit away, as a chmod of his would.
+    pub fn set_acl(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        clear_set_gid: bool,
+        wait: Wait,
+    ) -> Result<(), Error> {
+        let acl = Acl::decode(value)?;
+        self.begin_change(wait)?;
+        self.change_xattr(ino, |volume, inode| {
+            let mut inode = inode.clone();
+            match inode.mode & MODE_TYPE {
+                MODE_SYMLINK => return Err(Error::Unsupported),
+                mode_type if name == DEFAULT && mode_type != MODE_DIR => {
+                    return Err(Error::NotPermitted);
+                }
+                _ => {}
+            }
+            let access = name == ACCESS;
+            if access {
+                inode.mode = inode.mode & !0o777 | acl.permissions();
+                inode.mode &= if clear_set_gid { !MODE_SET_GID } else { !0 };
+            }
+            let group = volume.meta.enter();
+            if access && acl.is_mode() {
+                group.delete(&Key::Xattr { ino, name });
+            } else {
+                group.put(&Key::Xattr { ino, name }, value.to_vec());
+            }
             group.put(&Key::Inode(ino), inode.encode());
             Ok(())
         })
@@ -108,21 +153,25 @@ impl Volume {
         ino: Ino,
         change: impl FnOnce(&Volume, &Inode) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        if self.inode(ino)?.mode & MODE_TYPE == MODE_DIR {
-            let _namespace = self.namespace.write();
-            let inode = Inode { ctime: self.clock.now(), ..self.inode(ino)? };
-            return change(self, &inode);
-        }
+        let is_dir = self.inode(ino)?.mode & MODE_TYPE == MODE_DIR;
+        let _namespace = is_dir.then(|| self.namespace.write());
         let node = self.nodes.get(ino);
         let changed = {
             let mut state = node.state.lock();
-            state.no_capability = false;
-            self.inode(ino)
-                .and_then(|inode| change(self, &Inode { ctime: self.clock.now(), ..inode }))
+            (state.no_capability, state.no_default_acl) = (false, false);
+            self.inode(ino).and_then(|inode| {
+                check_attributes(&inode)?;
+                change(self, &Inode { ctime: self.clock.now(), ..inode })
+            })
         };
         self.nodes.put(node);
         changed
     }
+}
+
+/// Whether an attribute holds an access control list.
+pub fn is_acl(name: &[u8]) -> bool {
+    name == ACCESS || name == DEFAULT
 }
 
 fn check_name(name: &[u8]) -> Result<(), Error> {

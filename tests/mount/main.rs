@@ -4,10 +4,12 @@
 //! directory with a volume and a mountpoint, a time limit, and a clean-up that works also when
 //! the test has failed.
 
+mod acls;
 mod commands;
 mod copies;
 mod full;
 mod harness;
+mod inodes;
 mod kill;
 mod names;
 mod numbers;

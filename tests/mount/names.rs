@@ -74,7 +74,8 @@ fn any_two_names_change_places() {
     let site = Site::mounted();
     for from in KINDS {
         for to in KINDS {
-            let (left, right) = (site.at(format!("{from}-{to}-l")), site.at(format!("{from}-{to}-r")));
+            let (left, right) =
+                (site.at(format!("{from}-{to}-l")), site.at(format!("{from}-{to}-r")));
             fs::create_dir(&left).unwrap();
             fs::create_dir(&right).unwrap();
             let (one, other) = (left.join("one"), right.join("other"));
@@ -158,9 +159,8 @@ fn links_of_directories_are_counted_and_a_lost_file_gets_no_new_name() {
     let to = CString::new(site.at("again").as_os_str().as_bytes()).unwrap();
     let follow = libc::AT_SYMLINK_FOLLOW;
     // SAFETY: two strings that live until the call returns.
-    let linked = unsafe {
-        libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), follow)
-    };
+    let linked =
+        unsafe { libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), follow) };
     assert_eq!((linked, errno_of::<()>(Err(std::io::Error::last_os_error()))), (-1, libc::ENOENT));
     drop(file);
     assert_eq!(site.figure("files"), 5);

@@ -209,8 +209,7 @@ fn direct_io_agrees_with_the_page_cache() {
     fs::write(&path, &wanted).unwrap();
     let buffered = open(&path);
     let flags = libc::O_DIRECT;
-    let direct =
-        OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path).unwrap();
+    let direct = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path).unwrap();
     let mapping = Mapping::new(&buffered, 64 * PAGE);
     let mut numbers = Numbers(4);
     let mut room = Aligned::new(9 * PAGE);
@@ -285,9 +284,8 @@ fn lock(file: &File, command: i32, kind: i32, start: i64, len: i64) -> i32 {
 fn locks_of_ranges_hold_between_processes() {
     let site = Site::mounted();
     let (file, again) = (open(&site.at("file")), open(&site.at("file")));
-    let child = |command, kind, start, len| {
-        Child::fork(|| lock(&again, command, kind, start, len)).wait()
-    };
+    let child =
+        |command, kind, start, len| Child::fork(|| lock(&again, command, kind, start, len)).wait();
     let (read, write) = (libc::F_RDLCK, libc::F_WRLCK);
     for set in [libc::F_SETLK, libc::F_OFD_SETLK] {
         assert_eq!(lock(&file, set, write, 100, 50), 0);

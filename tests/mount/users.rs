@@ -10,7 +10,7 @@ use super::harness::{Site, need, run, shell};
 const NOBODY: u32 = 65534;
 
 /// Runs a line of the shell as a user without rights; answers whether it succeeded.
-fn as_nobody(dir: &Path, line: &str) -> bool {
+pub fn as_nobody(dir: &Path, line: &str) -> bool {
     need("setpriv", "util-linux");
     Command::new("setpriv")
         .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-uc", line])
@@ -21,11 +21,11 @@ fn as_nobody(dir: &Path, line: &str) -> bool {
         .success()
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-fn mode(path: &Path) -> u32 {
+pub fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
 }
 

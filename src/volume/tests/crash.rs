@@ -72,6 +72,7 @@ pub(super) fn extract(volume: &Volume) -> Snapshot {
                 Body::Dir(names)
             }
             MODE_SYMLINK => Body::Link(String::from_utf8(volume.readlink(ino).unwrap()).unwrap()),
+            mode if mode != MODE_FILE => Body::Node,
             _ => {
                 let bytes = volume.read(ino, 0, attr.size as usize + 1).unwrap();
                 assert_eq!(bytes.len() as u64, attr.size);
@@ -218,7 +219,11 @@ impl Worker {
             (6, Some(file)) => self.truncate(file, b),
             (7..=8, _) => {
                 let to = Self::pick(&dirs, c).unwrap();
-                self.rename((dir, name), (to, NAMES[usize::from(c / 7) % NAMES.len()]));
+                let to = (to, NAMES[usize::from(c / 7) % NAMES.len()]);
+                match c % 5 {
+                    0 => self.exchange((dir, name), to),
+                    kind => self.rename((dir, name), to, kind == 1),
+                }
             }
             (9, Some(file)) => {
                 self.link(file, (Self::pick(&dirs, c).unwrap(), name));
@@ -322,16 +327,37 @@ impl Worker {
         self.model.truncate(ino, size.into(), now);
     }
 
-    fn rename(&mut self, from: (u64, &str), to: (u64, &str)) {
-        let flags = RenameFlags::default();
+    fn exchange(&mut self, one: (u64, &str), other: (u64, &str)) {
+        let flags = RenameFlags { exchange: true, ..RenameFlags::default() };
+        let (dir, new_dir) = (Ino(one.0), Ino(other.0));
+        let (name, new) = (one.1.as_bytes(), other.1.as_bytes());
+        let moved = self.volume.rename(dir, name, new_dir, new, flags, Wait::Yes);
+        assert_eq!(moved.is_ok(), self.model.can_exchange(one, other), "{moved:?}");
+        if moved.is_ok() {
+            let now = self.now();
+            self.model.exchange(one, other, now);
+        }
+    }
+
+    fn rename(&mut self, from: (u64, &str), to: (u64, &str), whiteout: bool) {
+        let whiteout = whiteout.then_some(ROOT);
+        let flags = RenameFlags { whiteout, ..RenameFlags::default() };
         let (dir, new_dir) = (Ino(from.0), Ino(to.0));
         let (name, new) = (from.1.as_bytes(), to.1.as_bytes());
         let moved = self.volume.rename(dir, name, new_dir, new, flags, Wait::Yes);
         assert_eq!(moved.is_ok(), self.model.can_rename(from, to), "{moved:?}");
         if moved.is_ok() {
             let now = self.now();
+            let stays = self.model.find(from.0, from.1) == self.model.find(to.0, to.1);
             if let Some(gone) = self.model.rename(from, to, now) {
                 self.forget(gone);
+            }
+            if whiteout.is_some() && !stays {
+                let ino = self.volume.lookup(dir, name).unwrap().ino.0;
+                *self.held.entry(ino).or_default() += 1;
+                let (body, mode, xattrs) = (Body::Node, MODE_WHITEOUT, BTreeMap::new());
+                let entry = Entry { body, mode, uid: 0, nlink: 1, mtime: now, ctime: now, xattrs };
+                self.model.add(from, ino, entry);
             }
         }
     }

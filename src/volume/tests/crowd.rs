@@ -329,7 +329,7 @@ impl<'a> Worker<'a> {
         }
         let (from, to) = (self.place(), self.place());
         let (from, to) = ((from.0, from.1.as_str()), (to.0, to.1.as_str()));
-        let flags = RenameFlags { no_replace: self.below(4) == 0, exchange: false };
+        let flags = RenameFlags { no_replace: self.below(4) == 0, ..RenameFlags::default() };
         let moved = self.ask(|wait| {
             let (name, new) = (from.1.as_bytes(), to.1.as_bytes());
             self.volume.rename(Ino(from.0), name, Ino(to.0), new, flags, wait)
@@ -358,20 +358,14 @@ impl<'a> Worker<'a> {
     fn exchange(&mut self) {
         let (one, other) = (self.place(), self.place());
         let (one, other) = ((one.0, one.1.as_str()), (other.0, other.1.as_str()));
-        let flags = RenameFlags { no_replace: false, exchange: true };
-        let found = (self.model.find(one.0, one.1), self.model.find(other.0, other.1));
+        let flags = RenameFlags { exchange: true, ..RenameFlags::default() };
         let exchanged = self.ask(|wait| {
             let (name, new) = (one.1.as_bytes(), other.1.as_bytes());
             self.volume.rename(Ino(one.0), name, Ino(other.0), new, flags, wait)
         });
-        let possible = match found {
-            (Some(first), Some(second)) => {
-                !self.model.is_below(other.0, first) && !self.model.is_below(one.0, second)
-            }
-            _ => false,
-        };
+        let possible = self.model.can_exchange(one, other);
         assert_eq!(exchanged.is_ok(), possible, "{exchanged:?}");
-        if possible && found.0 != found.1 {
+        if possible {
             self.model.exchange(one, other, Timestamp::default());
         }
     }

@@ -92,7 +92,7 @@ fn an_open_removed_file_lives_until_it_is_closed() {
 #[test]
 fn set_id_bits_go_with_writes_truncation_and_owners() {
     let bench = Bench::new();
-    let user = Caller { uid: 1000, gid: 1000 };
+    let user = Caller { uid: 1000, gid: 1000, umask: 0 };
     let mode = |ino| bench.volume.getattr(ino).unwrap().mode & 0o7777;
     let set = |ino, change: SetAttr| bench.volume.setattr(ino, &change, user, Wait::Yes).unwrap();
     let ino = bench.create("program");

@@ -116,7 +116,7 @@ fn a_directory_has_a_largest_number_of_directories() {
     // A file has room there, and so has a directory that takes another's place.
     bench.create("file");
     volume.rename(Ino::ROOT, b"file", full, b"file", plain, Wait::Yes).unwrap();
-    let exchange = RenameFlags { exchange: true, no_replace: false };
+    let exchange = RenameFlags { exchange: true, ..RenameFlags::default() };
     assert!(matches!(enter(b"file", exchange), Err(Error::TooManyLinks)));
     enter(name(2).as_bytes(), plain).unwrap();
     assert_eq!(volume.getattr(full).unwrap().nlink, LINKS_MAX);

@@ -8,6 +8,7 @@ use crate::store::Compression;
 use crate::sys::Disk;
 use crate::sys::sim::{SimClock, SimDisk, SimRng};
 
+mod attributes;
 mod crash;
 mod crowd;
 mod faults;
@@ -21,7 +22,7 @@ mod superblocks;
 mod threads;
 
 /// The caller of most tests.
-const ROOT: Caller = Caller { uid: 0, gid: 0 };
+const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
 /// A volume on a simulated disk, with all that is needed to open it again.
 struct Bench {

@@ -3,7 +3,7 @@
 //! Owns [`Model`] and its [`Snapshot`]s. It knows POSIX and nothing of the volume's code: inode
 //! numbers and times are handed in.
 //!
-//! Absent on purpose: atime and btime, permissions, device nodes.
+//! Absent on purpose: atime and btime, permissions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +16,8 @@ pub(super) enum Body {
     Dir(BTreeMap<String, u64>),
     File(Arc<Vec<u8>>),
     Link(String),
+    /// A device node, fifo or socket.
+    Node,
 }
 
 /// An inode, with all that a crash must bring back.
@@ -131,7 +133,7 @@ impl Model {
     }
 
     /// Whether `ino` is `dir` or stands below it.
-    pub(super) fn is_below(&self, ino: u64, dir: u64) -> bool {
+    fn is_below(&self, ino: u64, dir: u64) -> bool {
         let names = self.live.get(&dir).and_then(Entry::names);
         ino == dir || names.is_some_and(|names| names.values().any(|&sub| self.is_below(ino, sub)))
     }
@@ -174,16 +176,25 @@ impl Model {
         found.filter(|&found| self.drop_name(found, now))
     }
 
+    /// Whether POSIX allows both names to change places.
+    pub(super) fn can_exchange(&self, one: (u64, &str), other: (u64, &str)) -> bool {
+        let found = (self.find(one.0, one.1), self.find(other.0, other.1));
+        let (Some(first), Some(second)) = found else { return false };
+        first == second || !self.is_below(other.0, first) && !self.is_below(one.0, second)
+    }
+
     /// Lets two names change places.
     pub(super) fn exchange(&mut self, one: (u64, &str), other: (u64, &str), now: Timestamp) {
-        let (first, second) =
-            (self.find(one.0, one.1).unwrap(), self.find(other.0, other.1).unwrap());
+        let first = self.find(one.0, one.1).unwrap();
+        let second = self.find(other.0, other.1).unwrap();
+        if first == second {
+            return;
+        }
         self.touch(one.0, now).insert(one.1.to_owned(), second);
         self.touch(other.0, now).insert(other.1.to_owned(), first);
-        for (ino, from, to) in [(first, one.0, other.0), (second, other.0, one.0)] {
-            let entry = self.get(ino);
-            entry.ctime = now;
-            if entry.is_dir() {
+        for (moved, from, to) in [(first, one.0, other.0), (second, other.0, one.0)] {
+            self.get(moved).ctime = now;
+            if self.get(moved).is_dir() {
                 self.get(from).nlink -= 1;
                 self.get(to).nlink += 1;
             }

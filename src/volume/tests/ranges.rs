@@ -207,7 +207,7 @@ fn set_id_bits_and_capabilities_go_with_ranges() {
     let (from, ino) = (bench.create("from"), bench.create("program"));
     bench.write(from, 0, &noise(1, 20_000));
     bench.write(ino, 0, &noise(2, 20_000));
-    let user = Caller { uid: 1000, gid: 1000 };
+    let user = Caller { uid: 1000, gid: 1000, umask: 0 };
     let name = b"security.capability";
     let changes: [&dyn Fn(); 4] = [
         &|| {
