@@ -175,6 +175,7 @@ fn processes_share_a_mapping_with_writes_and_cuts() {
     mapping.set(7 * PAGE, 4);
     let mut wanted = vec![7; 8 * PAGE];
     wanted[2] = 8;
+    wanted[3 * PAGE - 3..3 * PAGE + 4].copy_from_slice(b"written");
     wanted[PAGE + 100..PAGE + 8100].fill(0);
     wanted[2 * PAGE] = 5;
     wanted[5 * PAGE + 10..].fill(0);

@@ -589,7 +589,7 @@ impl<'a> Worker<'a> {
                 Body::Link(target) => {
                     assert_eq!(self.volume.readlink(Ino(ino)).unwrap(), target.as_bytes());
                 }
-                Body::File(_) => {}
+                Body::File(_) | Body::Node => {}
             }
         }
     }
