@@ -76,8 +76,8 @@ mod tests {
 
     #[test]
     fn numbers_as_the_kernel_has_them() {
-        assert_eq!(u64::from(GET_FLAGS), libc::FS_IOC_GETFLAGS as u64);
-        assert_eq!(u64::from(SET_FLAGS), libc::FS_IOC_SETFLAGS as u64);
+        assert_eq!(u64::from(GET_FLAGS), libc::FS_IOC_GETFLAGS);
+        assert_eq!(u64::from(SET_FLAGS), libc::FS_IOC_SETFLAGS);
     }
 
     #[test]

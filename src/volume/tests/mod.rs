@@ -10,9 +10,11 @@ use crate::sys::sim::{SimClock, SimDisk, SimRng};
 
 mod attributes;
 mod crash;
+mod crowd;
 mod faults;
 mod files;
 mod format;
+mod large;
 mod model;
 mod names;
 mod ranges;

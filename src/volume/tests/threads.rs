@@ -11,7 +11,7 @@ use crate::sys::sim::{Keep, Moment};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs `work` on a thread of its own, and fails when it takes too long.
-fn limited(work: impl FnOnce() + Send + 'static) {
+pub(super) fn limited(work: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         work();
