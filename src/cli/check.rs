@@ -44,7 +44,7 @@ struct Printed<'a> {
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Outcome {
     let path = place::find_mount(&arguments.volume)?
-        .map_or(arguments.volume.clone(), |mount| PathBuf::from(mount.source));
+        .map_or(arguments.volume.clone(), |mount| place::volume_of(&mount));
     let disk = place::disk(&path)?;
     let _lock = lock(&disk, &path)?;
     let overlay: Arc<dyn Disk> = Arc::new(OverlayDisk::new(disk));

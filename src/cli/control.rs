@@ -1,16 +1,20 @@
-//! The control channel of a mounted volume: a socket in the volume's directory.
+//! The control channel of a mounted volume: a socket in the volume's directory, and one in the
+//! user's runtime directory (`runtime`).
 //!
 //! One line of JSON asks, one line of JSON answers, then the connection ends. Whoever may use
 //! the socket file (mode 0600) may ask. The socket is reached through the descriptor of the
 //! directory, as the path of a socket has room for 107 bytes only.
 //!
-//! Owns both ends. The file is there only while the lock of the volume is held: it is removed
-//! before the lock is given up, so that it never names another daemon's socket.
+//! Owns both ends. The one in the volume's directory is there only while the lock of the volume is
+//! held: it is removed before the lock is given up, so that it never names another daemon's
+//! socket. A read-only mount holds no lock and has only the other one.
+//!
+//! Absent on purpose: what is answered. That is the daemon's.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen, socket,
@@ -28,8 +33,9 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
-use crate::fuse::chain;
-use crate::volume::{Status, Volume};
+use super::runtime;
+use crate::fuse::mountinfo::MountEntry;
+use crate::volume::Status;
 
 /// Name of the socket in the volume's directory.
 const SOCKET: &str = "control.sock";
@@ -39,9 +45,11 @@ const REQUEST_BYTES_MAX: u64 = 4096;
 const CONNECTIONS_MAX: usize = 32;
 /// How long the daemon waits for the line of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the daemon may take to say where it is; it has nothing to look up for that.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "lowercase")]
 pub enum Request {
     /// The figures of the volume.
@@ -50,6 +58,15 @@ pub enum Request {
     Sync,
     /// Answer when the volume is closed: whether all was stored.
     Closed,
+    /// Which volume is mounted, and whether it still is.
+    Place,
+    /// Get ready for a remount with these options.
+    Remount {
+        /// The list behind `-o`.
+        options: String,
+    },
+    /// The kernel has changed its flags: follow them, and make durable what it has handed over.
+    Remounted,
 }
 
 /// What is answered.
@@ -57,7 +74,9 @@ pub enum Request {
 #[serde(tag = "answer", rename_all = "lowercase")]
 pub enum Answer {
     /// The figures.
-    Status(Box<Status>),
+    Status(Box<Figures>),
+    /// Where it is.
+    Place(Place),
     /// It will be done; another answer follows.
     Waiting,
     /// It is done.
@@ -69,52 +88,171 @@ pub enum Answer {
     },
 }
 
-/// The daemon's end.
+/// Figures of a volume and of its mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Those of the volume.
+    #[serde(flatten)]
+    pub status: Status,
+    /// Whether the mount takes no changes.
+    pub read_only: bool,
+    /// The volume's directory.
+    pub volume: String,
+}
+
+/// Where a daemon is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The volume's directory.
+    pub volume: String,
+    /// The device number of the mount, once there is one.
+    pub device: Option<String>,
+    /// Whether the mount is still to be seen; not so after a lazy unmount.
+    pub mounted: bool,
+    /// The process.
+    pub pid: u32,
+}
+
+/// The daemon's end. Clones are the same.
+#[derive(Clone)]
 pub struct Server {
-    directory: File,
-    waiting: Arc<Mutex<Vec<UnixStream>>>,
+    office: Arc<Office>,
+}
+
+/// What answers a request.
+type Answering = Box<dyn Fn(&Server, &Request) -> Answer + Send + Sync>;
+
+/// What the threads of the server share.
+struct Office {
+    answering: Answering,
+    waiting: Mutex<Vec<UnixStream>>,
+    open: AtomicUsize,
+    /// None once it takes no new ones.
+    doors: Mutex<Option<Vec<Door>>>,
 }
 
 impl Server {
-    /// Starts to listen in the directory of `volume`, whose lock the caller holds.
-    ///
-    /// A socket left behind by a daemon that was killed is replaced.
-    pub fn start(path: &Path, volume: Arc<Volume>) -> io::Result<Server> {
-        let directory = open_directory(path)?;
-        remove(&directory)?;
-        let listener = listen_in(&directory)?;
-        let waiting = Arc::new(Mutex::new(Vec::new()));
-        let office = Office { volume, waiting: Arc::clone(&waiting), open: AtomicUsize::new(0) };
-        thread::Builder::new()
-            .name("control".to_owned())
-            .spawn(move || accept(&listener, &Arc::new(office)))?;
-        Ok(Server { directory, waiting })
+    /// A server that nobody can reach yet.
+    pub fn new(answering: impl Fn(&Server, &Request) -> Answer + Send + Sync + 'static) -> Server {
+        let office = Office {
+            answering: Box::new(answering),
+            waiting: Mutex::default(),
+            open: AtomicUsize::new(0),
+            doors: Mutex::new(Some(Vec::new())),
+        };
+        Server { office: Arc::new(office) }
     }
 
-    /// Removes the socket's name: nobody new comes. To be called while the lock is still held.
+    /// Listens in the directory of the volume, whose lock the caller holds.
+    ///
+    /// A socket left behind by a daemon that was killed is replaced.
+    pub fn open_in_volume(&self, path: &Path) -> io::Result<()> {
+        self.open(open_directory(path)?, SOCKET, false)
+    }
+
+    /// Listens in the runtime directory, for the mount with that device number.
+    pub fn open_for_mount(&self, device: &str) -> io::Result<()> {
+        self.open(runtime::prepare()?, &runtime::socket_name(device), true)
+    }
+
+    fn open(&self, directory: File, name: &str, shared: bool) -> io::Result<()> {
+        let mut doors = self.office.doors.lock();
+        let Some(doors) = doors.as_mut() else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let (door, listener) = Door::open(directory, name, shared)?;
+        let server = self.clone();
+        thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || accept(&listener, &server))?;
+        doors.push(door);
+        Ok(())
+    }
+
+    /// Removes the sockets' names: nobody new comes. To be called while the lock is still held.
     pub fn leave(&self) {
-        if let Err(error) = remove(&self.directory) {
-            tracing::warn!("cannot remove {SOCKET}: {error}");
+        for door in self.office.doors.lock().take().unwrap_or_default() {
+            if let Err(error) = door.close() {
+                tracing::warn!("cannot remove {}: {error}", door.name);
+            }
         }
     }
 
     /// Tells those who asked how closing the volume ended.
     pub fn closed(&self, answer: &Answer) {
-        for stream in self.waiting.lock().drain(..) {
+        for stream in self.office.waiting.lock().drain(..) {
             // Who has gone away does not want to know any more.
             let _ = send(&stream, answer);
         }
     }
 }
 
-/// What the threads of the server share.
-struct Office {
-    volume: Arc<Volume>,
-    waiting: Arc<Mutex<Vec<UnixStream>>>,
-    open: AtomicUsize,
+/// A socket with a name.
+struct Door {
+    directory: File,
+    name: String,
+    /// Keeps the inode from being given to another's socket of that name.
+    pin: File,
+    /// Whether others have sockets in the same directory.
+    shared: bool,
 }
 
-fn accept(listener: &UnixListener, office: &Arc<Office>) {
+impl Door {
+    fn open(directory: File, name: &str, shared: bool) -> io::Result<(Door, UnixListener)> {
+        let turn = turn(&directory, shared)?;
+        if shared {
+            sweep(&directory);
+        }
+        remove(&directory, name)?;
+        let listener = listen_in(&directory, name)?;
+        let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        let path = socket_path(&directory, name);
+        let pin = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        drop(turn);
+        Ok((Door { directory, name: name.to_owned(), pin, shared }, listener))
+    }
+
+    fn close(&self) -> io::Result<()> {
+        let _turn = turn(&self.directory, self.shared)?;
+        match fs::symlink_metadata(socket_path(&self.directory, &self.name)) {
+            Ok(about) if about.ino() == self.pin.metadata()?.ino() => {
+                remove(&self.directory, &self.name)
+            }
+            // It is another's by now.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The lock of a directory that is shared.
+fn turn(directory: &File, shared: bool) -> io::Result<Option<Flock<File>>> {
+    if !shared {
+        return Ok(None);
+    }
+    // Opened anew: two doors of one process take turns as well.
+    let own = File::open(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
+    match Flock::lock(own, FlockArg::LockExclusive) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+/// Removes the sockets of daemons that were killed, once their mounts are gone.
+fn sweep(directory: &File) {
+    let listed = fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    for entry in listed.into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        if runtime::is_left_behind(&name)
+            && UnixStream::connect(socket_path(directory, &name)).is_err_and(refused)
+        {
+            let _ = remove(directory, &name);
+        }
+    }
+}
+
+fn accept(listener: &UnixListener, server: &Server) {
+    let office = &server.office;
     for stream in listener.incoming() {
         let stream = match stream {
             Ok(stream) => stream,
@@ -128,12 +266,12 @@ fn accept(listener: &UnixListener, office: &Arc<Office>) {
             office.open.fetch_sub(1, Ordering::Relaxed);
             continue;
         }
-        let shared = Arc::clone(office);
+        let shared = server.clone();
         let started = thread::Builder::new().name("control-one".to_owned()).spawn(move || {
             if let Err(error) = shared.serve(stream) {
                 tracing::debug!("a control connection failed: {error}");
             }
-            shared.open.fetch_sub(1, Ordering::Relaxed);
+            shared.office.open.fetch_sub(1, Ordering::Relaxed);
         });
         if started.is_err() {
             office.open.fetch_sub(1, Ordering::Relaxed);
@@ -141,29 +279,20 @@ fn accept(listener: &UnixListener, office: &Arc<Office>) {
     }
 }
 
-impl Office {
+impl Server {
     fn serve(&self, stream: UnixStream) -> io::Result<()> {
         stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
-        let answer = match receive(&stream, REQUEST_BYTES_MAX)? {
-            Request::Status => match self.volume.status() {
-                Ok(status) => Answer::Status(Box::new(Status { mounted: true, ..status })),
-                Err(error) => Answer::Failed { why: chain(&error) },
-            },
-            Request::Sync => match self.volume.sync() {
-                Ok(()) => Answer::Done,
-                Err(error) => Answer::Failed { why: chain(&error) },
-            },
-            Request::Closed => {
-                let mut waiting = self.waiting.lock();
-                // Those of earlier attempts, whose unmount was refused.
-                waiting.retain(|stream| !has_hung_up(stream));
-                // Under the lock, so that this answer comes before the other.
-                send(&stream, &Answer::Waiting)?;
-                waiting.push(stream);
-                return Ok(());
-            }
-        };
-        send(&stream, &answer)
+        let request = receive(&stream, REQUEST_BYTES_MAX)?;
+        if request == Request::Closed {
+            let mut waiting = self.office.waiting.lock();
+            // Those of earlier attempts, whose unmount was refused.
+            waiting.retain(|stream| !has_hung_up(stream));
+            // Under the lock, so that this answer comes before the other.
+            send(&stream, &Answer::Waiting)?;
+            waiting.push(stream);
+            return Ok(());
+        }
+        send(&stream, &(self.office.answering)(self, &request))
     }
 }
 
@@ -174,12 +303,39 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the daemon that has `volume` mounted; `None` when there is none, or none that
-    /// this user may talk to.
-    pub fn connect(volume: &Path) -> Option<Client> {
+    /// Connects to the daemon that has `volume` open for changes; `None` when there is none, or
+    /// none that this user may talk to.
+    pub fn of_volume(volume: &Path) -> Option<Client> {
         let directory = open_directory(volume).ok()?;
-        let stream = UnixStream::connect(socket_path(&directory)).ok()?;
+        let stream = UnixStream::connect(socket_path(&directory, SOCKET)).ok()?;
         Some(Client { stream, volume: volume.to_owned() })
+    }
+
+    /// Connects to the daemon that serves `mount`.
+    pub fn of_mount(mount: &MountEntry) -> Option<Client> {
+        let source = Path::new(&mount.source);
+        let name = runtime::socket_name(&mount.device);
+        for directory in runtime::directories(mount) {
+            let Ok(stream) = UnixStream::connect(socket_path(&directory, &name)) else { continue };
+            let peer = getsockopt(&stream, PeerCredentials).map(|peer| peer.uid()).ok();
+            if peer == mount.user() {
+                return Some(Client { stream, volume: source.to_owned() });
+            }
+        }
+        // Where the runtime directory is not that of the daemon. The volume may be mounted by
+        // another as well.
+        let place = Client::of_volume(source).filter(|_| source.is_absolute())?.place()?;
+        let same = place.device.as_ref() == Some(&mount.device);
+        if same { Client::of_volume(source) } else { None }
+    }
+
+    /// Asks where the daemon is; `None` when it does not say so soon.
+    pub fn place(self) -> Option<Place> {
+        self.send(Request::Place).ok()?;
+        match self.answer(Some(PLACE_TIMEOUT)) {
+            Ok(Some(Answer::Place(place))) => Some(place),
+            _ => None,
+        }
     }
 
     /// The process at the other end, to be told when it has ended.
@@ -230,23 +386,23 @@ fn open_directory(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
-fn socket_path(directory: &File) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd()))
+fn socket_path(directory: &File, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
 }
 
-fn remove(directory: &File) -> io::Result<()> {
-    match fs::remove_file(socket_path(directory)) {
+fn remove(directory: &File, name: &str) -> io::Result<()> {
+    match fs::remove_file(socket_path(directory, name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
 /// The mode is set before the socket gets its name, so that it is never open to others.
-fn listen_in(directory: &File) -> io::Result<UnixListener> {
+fn listen_in(directory: &File, name: &str) -> io::Result<UnixListener> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     fchmod(socket.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR)?;
-    bind(socket.as_raw_fd(), &UnixAddr::new(&socket_path(directory))?)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(&socket_path(directory, name))?)?;
     listen(&socket, Backlog::new(CONNECTIONS_MAX as i32)?)?;
     Ok(UnixListener::from(socket))
 }
@@ -329,13 +485,58 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("d".repeat(120)).join("e".repeat(120));
         fs::create_dir_all(&deep).unwrap();
-        let directory = open_directory(&deep).unwrap();
-        drop(listen_in(&directory).unwrap());
-        assert!(Client::connect(&deep).is_none());
-        remove(&directory).unwrap();
-        let _listener = listen_in(&directory).unwrap();
+        let first = Door::open(open_directory(&deep).unwrap(), SOCKET, false).unwrap();
+        drop(first.1);
+        assert!(Client::of_volume(&deep).is_none());
+        let second = Door::open(open_directory(&deep).unwrap(), SOCKET, true).unwrap();
         let mode = fs::metadata(deep.join(SOCKET)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert!(Client::connect(&deep).unwrap().process().is_some());
+        assert!(Client::of_volume(&deep).unwrap().process().is_some());
+        // The first is not the one to remove it.
+        first.0.close().unwrap();
+        assert!(deep.join(SOCKET).exists());
+        second.0.close().unwrap();
+        assert!(!deep.join(SOCKET).exists());
+    }
+
+    #[test]
+    fn sockets_of_mounts_that_are_gone_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = || open_directory(dir.path()).unwrap();
+        drop(Door::open(directory(), "0-99999999.sock", false).unwrap().1);
+        let served = Door::open(directory(), "0-99999998.sock", false).unwrap();
+        let _new = Door::open(directory(), "0-99999997.sock", true).unwrap();
+        assert!(!dir.path().join("0-99999999.sock").exists());
+        assert!(dir.path().join("0-99999998.sock").exists(), "its daemon is there");
+        drop(served);
+    }
+
+    #[test]
+    fn figures_go_over_the_wire_whole() {
+        let status = Status {
+            uuid: "0-1".to_owned(),
+            format: 1,
+            branches: 128,
+            hash: "sha3-256".to_owned(),
+            compression: "lz4".to_owned(),
+            mounted: true,
+            poisoned: false,
+            files: u64::MAX,
+            logical_bytes: 4 << 20,
+            unique_bytes: 2 << 20,
+            chunks: 512,
+            stored_bytes: 1 << 20,
+            physical_bytes: 2 << 20,
+            garbage_bytes: None,
+            commits: 7,
+            dirty_bytes: 0,
+            shared_copy_bytes: 0,
+            unshared_copies: 0,
+        };
+        let figures = Figures { status, read_only: true, volume: "/v".to_owned() };
+        let (one, other) = UnixStream::pair().unwrap();
+        send(&one, &Answer::Status(Box::new(figures.clone()))).unwrap();
+        let answer = receive::<Answer>(&other, u64::MAX).unwrap();
+        assert_eq!(answer, Answer::Status(Box::new(figures)));
     }
 }

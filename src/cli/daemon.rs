@@ -3,7 +3,10 @@
 //! Invariants: (1) whatever ends the mount, the volume is closed and the exit code tells whether
 //! all was stored; (2) a panic anywhere ends the process at once: the volume survives that as it
 //! survives a crash, while a mount that is served by half of its threads would hang its users.
+//!
+//! What it answers to other commands stands in `service`.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,22 +17,24 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::geteuid;
 
-use super::control::{Answer, Server};
+use super::control::{Answer, Client, Server};
 use super::error::Error;
 use super::mount::Arguments;
 use super::options::Options;
+use super::service::{Service, open_options};
 use super::{FINDINGS, FINE, Outcome, mkfs, place};
-use crate::fuse::{self, Mounted, Settings, chain, mountinfo};
+use crate::fuse::{self, Mounted, Settings, Unmount, chain};
 use crate::sys::overlay::OverlayDisk;
 use crate::sys::real::{RealClock, read_note};
 use crate::sys::{Clock, Disk};
-use crate::volume::{self, CreateOptions, OpenOptions, Volume};
+use crate::volume::{self, Atime, CreateOptions, Current, Volume};
 
 /// How long to wait for a daemon that says it is closing.
 const CLOSING_WAIT: Duration = Duration::from_secs(60);
-/// How long to wait for one that does not say so yet, when its mount is nowhere to be seen: it
-/// has just been unmounted (or is mounted out of sight, and stays).
-const UNSEEN_WAIT: Duration = Duration::from_secs(3);
+/// How long to wait for one whose mount was taken out of sight while files are open.
+const LINGERING_WAIT: Duration = Duration::from_secs(5);
+/// How long to wait for one that says nothing: it is just beginning or ending, or is no daemon.
+const SILENT_WAIT: Duration = Duration::from_secs(3);
 /// How often to look whether it has closed.
 const CLOSING_STEP: Duration = Duration::from_millis(50);
 /// The file of the lock.
@@ -72,15 +77,18 @@ pub fn serve(arguments: &Arguments, ready: impl FnOnce() -> io::Result<()>) -> O
     if let Err(error) = fuse::mark_io_flusher() {
         tracing::debug!("not marked as an I/O flusher: {error}");
     }
-    let options = arguments.merged();
+    let options = arguments.merged()?;
     let failed = |source| Error::Path { action: "find", path: arguments.volume.clone(), source };
     let path = std::path::absolute(&arguments.volume).map_err(failed)?;
-    let mountpoint = place::prepare_mountpoint(&arguments.mountpoint, &path)?;
+    let mountpoint = place::prepare_mountpoint(arguments.mountpoint()?, &path)?;
     let volume = open(&path, &options, arguments.create)?;
     for finding in volume.findings() {
         tracing::warn!("{}: {finding:?}", path.display());
     }
-    let outcome = run(&volume, &path, &settings(&path, mountpoint, &options), signals, ready);
+    let volume = Current::new(volume);
+    let settings = settings(arguments, mountpoint, &options);
+    let service = Arc::new(Service::new(Arc::clone(&volume), path.clone(), &options, &settings));
+    let outcome = run(&service, &settings, signals, ready);
     // After an error of the mount the volume is still open.
     if outcome.is_err()
         && let Err(error) = volume.close()
@@ -91,14 +99,14 @@ pub fn serve(arguments: &Arguments, ready: impl FnOnce() -> io::Result<()>) -> O
 }
 
 fn run(
-    volume: &Arc<Volume>,
-    path: &Path,
+    service: &Arc<Service>,
     settings: &Settings,
     signals: SigSet,
     ready: impl FnOnce() -> io::Result<()>,
 ) -> Outcome {
+    let (volume, path) = (service.volume(), service.path());
     let (sender, events) = unbounded();
-    let server = start_control(volume, path, settings.read_only)?;
+    let server = service.start()?;
     let on_end = sender.clone();
     let mounted = fuse::mount(Arc::clone(volume), settings, move |result| {
         let _ = on_end.send(Event::Ended(result));
@@ -106,12 +114,11 @@ fn run(
     let mounted = match mounted {
         Ok(mounted) => Arc::new(mounted),
         Err(error) => {
-            if let Some(server) = &server {
-                server.leave();
-            }
+            server.leave();
             return Err(error.into());
         }
     };
+    service.mounted(&mounted, &server);
     watch_signals(signals, &mounted, volume, sender.clone());
     // The working directory would keep another filesystem busy.
     let _ = std::env::set_current_dir("/");
@@ -121,14 +128,23 @@ fn run(
     }
     tracing::info!("{} is mounted on {}", path.display(), settings.mountpoint.display());
     wait(&events, volume);
-    Ok(close(volume, path, server.as_ref()))
+    Ok(close(volume, path, &server))
 }
 
 /// Opens the volume, waiting for a daemon that is closing it; makes it first if asked to.
 fn open(path: &Path, options: &Options, create: bool) -> Result<Arc<Volume>, Error> {
     let clock = Arc::new(RealClock::new());
     let started = clock.monotonic();
+    let waited = || clock.monotonic().saturating_sub(started);
     let mut may_create = create;
+    let mut lingering = None;
+    // Without a lock of its own, it would show what stood there before the last commit.
+    while options.read_only == Some(true) && is_locked(path) {
+        if !may_close(path, waited(), &mut lingering) {
+            break;
+        }
+        thread::sleep(CLOSING_STEP);
+    }
     loop {
         let error = match try_open(path, options, &clock) {
             Ok(volume) => return Ok(volume),
@@ -139,9 +155,11 @@ fn open(path: &Path, options: &Options, create: bool) -> Result<Arc<Volume>, Err
                 may_create = false;
                 mkfs::make(path, &CreateOptions::default())?;
             }
-            Error::Volume { error: volume::Error::InUse, .. }
-                if may_close(path, clock.monotonic().saturating_sub(started)) =>
-            {
+            Error::Volume { error: volume::Error::InUse, .. } => {
+                if !may_close(path, waited(), &mut lingering) {
+                    let volume = path.to_owned();
+                    return Err(lingering.map_or(error, |pid| Error::Lingering { volume, pid }));
+                }
                 thread::sleep(CLOSING_STEP);
             }
             _ => return Err(error),
@@ -149,73 +167,57 @@ fn open(path: &Path, options: &Options, create: bool) -> Result<Arc<Volume>, Err
     }
 }
 
+/// Whether somebody holds the lock of the volume. Nothing is changed for that.
+fn is_locked(path: &Path) -> bool {
+    let Ok(file) = File::open(path.join(LOCK)) else { return false };
+    matches!(file.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock))
+}
+
 /// Whether to go on waiting for the holder of the lock, after `waited`: it says that it is closing,
 /// or it will, as its mount is gone. An empty note counts as well: the lock changes hands between
-/// two looks.
-fn may_close(path: &Path, waited: Duration) -> bool {
+/// two looks. In `lingering` stands a daemon that goes on for the sake of open files.
+fn may_close(path: &Path, waited: Duration, lingering: &mut Option<u32>) -> bool {
+    *lingering = None;
     let Ok(note) = read_note(path, LOCK) else { return false };
     match note.trim() {
         "" | CLOSING => waited < CLOSING_WAIT,
-        OPEN => waited < UNSEEN_WAIT && !is_seen(path),
+        OPEN => match Client::of_volume(path).and_then(Client::place) {
+            Some(place) if place.mounted => false,
+            // One that has no number yet is not mounted yet.
+            Some(place) if place.device.is_some() => {
+                *lingering = Some(place.pid);
+                waited < LINGERING_WAIT
+            }
+            _ => waited < SILENT_WAIT,
+        },
         _ => false,
     }
 }
 
-/// Whether the volume at `path` is mounted where this process can see it.
-fn is_seen(path: &Path) -> bool {
-    match mountinfo::read() {
-        Ok(mounts) => {
-            mounts.iter().any(|mount| mount.is_ours() && Path::new(&mount.source) == path)
-        }
-        Err(_) => true,
-    }
-}
-
 fn try_open(path: &Path, options: &Options, clock: &Arc<RealClock>) -> Result<Arc<Volume>, Error> {
-    let defaults = OpenOptions::default();
     let read_only = options.read_only.unwrap_or(false);
-    let commit_ms = options.commit_interval.map(|interval| interval.as_millis() as u64);
-    let open = OpenOptions {
-        read_only,
-        background: true,
-        cache_bytes: options.cache_bytes.unwrap_or(defaults.cache_bytes),
-        index_memory_bytes: options.index_memory_bytes.unwrap_or(defaults.index_memory_bytes),
-        commit_interval_ms: commit_ms.unwrap_or(defaults.commit_interval_ms),
-        ..defaults
-    };
     let disk = place::disk(path)?;
     let disk: Arc<dyn Disk> = if read_only { Arc::new(OverlayDisk::new(disk)) } else { disk };
-    Volume::open(disk, Arc::clone(clock) as Arc<dyn Clock>, open)
+    let clock = Arc::clone(clock) as Arc<dyn Clock>;
+    Volume::open(disk, clock, open_options(options, read_only))
         .map_err(|error| Error::Volume { path: path.to_owned(), error })
 }
 
-fn settings(path: &Path, mountpoint: PathBuf, options: &Options) -> Settings {
+fn settings(arguments: &Arguments, mountpoint: PathBuf, options: &Options) -> Settings {
     // Only root can let programs be more than their caller, and is trusted with its own volume.
     let root = geteuid().is_root();
     Settings {
-        source: path.as_os_str().to_owned(),
+        source: arguments.volume.as_os_str().to_owned(),
+        subtype: options.subtype.unwrap_or(true),
         mountpoint,
         read_only: options.read_only.unwrap_or(false),
         allow_other: options.allow_other || root,
         set_id: options.set_id.unwrap_or(root),
         devices: options.devices.unwrap_or(root),
         execute: options.execute.unwrap_or(true),
-        synchronous: options.synchronous,
-    }
-}
-
-/// A read-only mount holds no lock, so that the socket may be another daemon's.
-fn start_control(
-    volume: &Arc<Volume>,
-    path: &Path,
-    read_only: bool,
-) -> Result<Option<Server>, Error> {
-    if read_only {
-        return Ok(None);
-    }
-    match Server::start(path, Arc::clone(volume)) {
-        Ok(server) => Ok(Some(server)),
-        Err(source) => Err(Error::Control { volume: path.to_owned(), source }),
+        synchronous: options.synchronous.unwrap_or(false),
+        atime: options.atime.unwrap_or(Atime::Relative),
+        dir_atime: options.dir_atime.unwrap_or(true),
     }
 }
 
@@ -234,10 +236,8 @@ fn wait(events: &Receiver<Event>, volume: &Volume) {
     }
 }
 
-fn close(volume: &Volume, path: &Path, server: Option<&Server>) -> u8 {
-    if let Some(server) = server {
-        server.leave();
-    }
+fn close(volume: &Current, path: &Path, server: &Server) -> u8 {
+    server.leave();
     let (answer, code) = match volume.close() {
         Ok(()) => (Answer::Done, FINE),
         Err(error) => {
@@ -245,9 +245,7 @@ fn close(volume: &Volume, path: &Path, server: Option<&Server>) -> u8 {
             (Answer::Failed { why: chain(&error) }, FINDINGS)
         }
     };
-    if let Some(server) = server {
-        server.closed(&answer);
-    }
+    server.closed(&answer);
     tracing::info!("{} is closed", path.display());
     code
 }
@@ -267,7 +265,7 @@ fn block_signals() -> SigSet {
 fn watch_signals(
     signals: SigSet,
     mounted: &Arc<Mounted>,
-    volume: &Arc<Volume>,
+    volume: &Arc<Current>,
     sender: Sender<Event>,
 ) {
     let (mounted, volume) = (Arc::clone(mounted), Arc::clone(volume));
@@ -288,13 +286,13 @@ fn end(mounted: &Mounted, volume: &Volume, sender: &Sender<Event>) {
         return;
     }
     let mountpoint = mounted.mountpoint();
-    let error = match fuse::unmount(mountpoint, false) {
+    let error = match fuse::unmount(mountpoint, Unmount::Plain) {
         Ok(()) => return,
         Err(error) => error,
     };
     tracing::warn!("{} is busy ({error}): unmounting lazily", mountpoint.display());
     hand_over(mountpoint);
-    if let Err(error) = fuse::unmount(mountpoint, true) {
+    if let Err(error) = fuse::unmount(mountpoint, Unmount::Lazy) {
         tracing::error!("cannot unmount {}: {error}", mountpoint.display());
     }
     if let Err(error) = volume.sync() {

@@ -39,6 +39,37 @@ pub enum Error {
         mountpoint.display(), volume.display()
     )]
     Nested { mountpoint: PathBuf, volume: PathBuf },
+    /// The daemon of a mount was killed.
+    #[error(
+        "the daemon of {path} is gone: 'pyramidfs umount {path}' takes the dead mount off, as root \
+         if root has mounted it",
+        path = .0.display()
+    )]
+    Dead(PathBuf),
+    /// The mount is gone, and files on it are still open.
+    #[error(
+        "{} was unmounted lazily, and files on it are still open: process {pid} serves them until \
+         they are closed",
+        volume.display()
+    )]
+    Lingering { volume: PathBuf, pid: u32 },
+    /// Files are open for writing on what shall become read-only.
+    #[error(
+        "{path} has files open for writing: close them ('fuser -vm {path}' lists them) and try \
+         again",
+        path = .0.display()
+    )]
+    BusyWriting(PathBuf),
+    /// Ordinary users have no helper for that.
+    #[error("only root may remount {path}: unmount, and mount again", path = .0.display())]
+    RemountNotPermitted(PathBuf),
+    /// A remount needs the daemon's word.
+    #[error(
+        "the daemon of {path} cannot be asked from here: remount as the user who mounted it, in the \
+         same container",
+        path = .0.display()
+    )]
+    DaemonUnreachable(PathBuf),
     /// No volume of ours is mounted there.
     #[error("no pyramidfs volume is mounted on {}", .0.display())]
     NotMounted(PathBuf),
@@ -51,9 +82,24 @@ pub enum Error {
     /// The kernel refused the mount.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// The log cannot be written.
+    #[error(
+        "cannot open the log {}: {source}; name another file with 'log=', or make its directory",
+        path.display()
+    )]
+    Log { path: PathBuf, source: io::Error },
+    /// The mount namespace behind `-N`.
+    #[error("cannot enter the mount namespace {}: {source}", path.display())]
+    Namespace { path: PathBuf, source: io::Error },
     /// The daemon could not be started or went away before it was ready.
     #[error("the daemon did not start: {0}")]
     Daemon(io::Error),
+    /// The daemon was ended before it was ready.
+    #[error(
+        "the daemon ended before the mount was ready ({0}): mount again; 'mount --foreground' shows \
+         what happens"
+    )]
+    Ended(std::process::ExitStatus),
     /// The daemon said why it failed.
     #[error("{0}")]
     Reported(String),
@@ -100,6 +146,9 @@ fn advise(path: &std::path::Path, error: &volume::Error) -> String {
         E::InUse => {
             format!("{path} is in use by another process: unmount it there first")
         }
+        E::Changed => {
+            format!("{path} has changed since it was mounted: unmount, and mount again")
+        }
         E::AlreadyAVolume => format!("{path} is a volume already: mount it, or name another"),
         E::NewerFormat { .. } | E::UnknownFeature { .. } => {
             format!("{path}: {}; use a newer pyramidfs", chain(error))
@@ -111,6 +160,12 @@ fn advise(path: &std::path::Path, error: &volume::Error) -> String {
         E::NoSpace => no_space(&path.to_string()),
         E::Io { source, .. } if source.raw_os_error() == Some(libc::ENOSPC) => {
             no_space(&path.to_string())
+        }
+        E::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            format!("{path} lies on a read-only filesystem: mount it with '-o ro'")
+        }
+        E::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            format!("{path}: {}; mount as its owner or as root", chain(error))
         }
         _ => format!("{path}: {}", chain(error)),
     }

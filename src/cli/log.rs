@@ -1,7 +1,8 @@
 //! Log lines: to standard error, filtered by `PYRAMIDFS_LOG`.
 //!
-//! Also owns the name under which the program was called: as `mount.pyramidfs` (how mount(8) calls
-//! a helper) it is `pyramidfs mount`.
+//! Also owns the name under which the program was called: as `mount.pyramidfs` or
+//! `mount.fuse.pyramidfs` (how mount(8) calls a helper) it is `pyramidfs mount`, as
+//! `umount.fuse.pyramidfs` `pyramidfs umount`.
 
 use std::ffi::OsString;
 use std::io;
@@ -12,8 +13,6 @@ use tracing_subscriber::prelude::*;
 
 /// The variable with the filter, as `info`, `pyramidfs=debug`, `fuser=debug`.
 const VARIABLE: &str = "PYRAMIDFS_LOG";
-/// Flags that mount(8) passes to a helper, and that change nothing here.
-const HELPER_FLAGS: [&str; 3] = ["-n", "-s", "-v"];
 
 /// Starts the log: by default from `info` up for the daemon, from `warn` up for others.
 pub fn start(daemon: bool) {
@@ -33,19 +32,22 @@ pub fn start(daemon: bool) {
     let _ = tracing_log::LogTracer::builder().with_max_level(transport).init();
 }
 
-/// The arguments of this process, with the command put in for the name `mount.pyramidfs`.
+/// The arguments of this process, with the command put in for the name of a helper.
 pub fn arguments() -> Vec<OsString> {
     normalise(std::env::args_os().collect())
 }
 
 fn normalise(mut arguments: Vec<OsString>) -> Vec<OsString> {
-    let helper = arguments
-        .first()
-        .and_then(|program| Path::new(program).file_name())
-        .is_some_and(|name| name == "mount.pyramidfs");
-    if helper {
-        arguments.retain(|argument| !HELPER_FLAGS.iter().any(|flag| argument == flag));
-        arguments.insert(1, OsString::from("mount"));
+    let name = arguments.first().and_then(|program| Path::new(program).file_name());
+    let command = match name.and_then(|name| name.to_str()) {
+        Some("mount.pyramidfs" | "mount.fuse.pyramidfs") => Some("mount"),
+        Some("umount.pyramidfs" | "umount.fuse.pyramidfs") => Some("umount"),
+        // `/sbin/mount.fuse`, of libfuse, calls the program behind `fuse.` with a source.
+        _ if arguments.get(1).is_some_and(|first| Path::new(first).is_absolute()) => Some("mount"),
+        _ => None,
+    };
+    if let Some(command) = command {
+        arguments.insert(1, OsString::from(command));
     }
     arguments
 }
@@ -59,8 +61,17 @@ mod tests {
         let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
         assert_eq!(
             normalise(words("/sbin/mount.pyramidfs /v /m -n -o rw")),
-            words("/sbin/mount.pyramidfs mount /v /m -o rw")
+            words("/sbin/mount.pyramidfs mount /v /m -n -o rw")
         );
+        assert_eq!(
+            normalise(words("/sbin/mount.fuse.pyramidfs v /m")),
+            words("/sbin/mount.fuse.pyramidfs mount v /m")
+        );
+        assert_eq!(
+            normalise(words("/sbin/umount.fuse.pyramidfs /m -n")),
+            words("/sbin/umount.fuse.pyramidfs umount /m -n")
+        );
+        assert_eq!(normalise(words("pyramidfs /v /m -o rw")), words("pyramidfs mount /v /m -o rw"));
         assert_eq!(normalise(words("pyramidfs mount -n")), words("pyramidfs mount -n"));
     }
 }

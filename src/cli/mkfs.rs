@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 
+use nix::unistd::{getegid, geteuid};
+
 use super::error::Error;
 use super::{FINE, Outcome};
 use crate::chunk::Profile;
@@ -76,15 +78,18 @@ pub fn run(arguments: &Arguments) -> Outcome {
         profile: Profile { branches: arguments.branches, hash: arguments.hash.kind() },
         compression: arguments.compression,
         tree_copies: arguments.tree_copies,
+        ..CreateOptions::default()
     };
     make(&arguments.volume, &options)?;
     println!("made volume {}", arguments.volume.display());
     Ok(FINE)
 }
 
-/// Makes a volume in `path`, a directory that is empty or missing.
+/// Makes a volume in `path`, a directory that is empty or missing. Its root directory belongs to
+/// the caller, who could not write into it otherwise.
 pub fn make(path: &Path, options: &CreateOptions) -> Result<(), Error> {
     let failed = |action| move |source| Error::Path { action, path: path.to_owned(), source };
+    let options = &CreateOptions { owner: (geteuid().as_raw(), getegid().as_raw()), ..*options };
     let made = make_directory(path)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(path).map_err(failed("open"))?);
     let entries = disk.read_dir("").map_err(failed("read"))?;

@@ -16,6 +16,9 @@ mod mount;
 mod options;
 mod place;
 mod progress;
+mod remount;
+mod runtime;
+mod service;
 mod status;
 mod sync;
 mod umount;
@@ -127,7 +130,10 @@ mod tests {
             "pyramidfs mkfs /v --tree-copies 1 --compression none",
             "pyramidfs mount /v /m -o ro,noatime --create --foreground --read-only",
             "pyramidfs mount /v /m --cache 64MiB --index-memory 1GiB",
+            "pyramidfs mount /v /m -s -n -v -f -N /proc/1/ns/mnt -o ro -t fuse.pyramidfs",
+            "pyramidfs mount /m -o remount,ro",
             "pyramidfs umount /m",
+            "pyramidfs umount /m -l -n -v -r -N /proc/1/ns/mnt -t fuse.pyramidfs",
             "pyramidfs sync /m",
             "pyramidfs status /v --json",
             "pyramidfs check /v --read-data --json",
@@ -140,7 +146,7 @@ mod tests {
     #[test]
     fn bad_usage_is_told_in_one_line() {
         let line = |words| one_line(&parse(words).unwrap_err().to_string());
-        assert!(line("pyramidfs mount /v /m -o nonsense").ends_with("unknown option 'nonsense'"));
+        assert!(line("pyramidfs mount /v /m -o cache=lots").contains("is no size"));
         assert!(line("pyramidfs mkfs").ends_with("not provided: <VOLUME>"));
         assert!(!line("pyramidfs gc /v").starts_with("error"));
     }
@@ -155,7 +161,8 @@ mod tests {
             "pyramidfs mkfs /v --branches 100",
             "pyramidfs mkfs /v --tree-copies 2",
             "pyramidfs mount /v /m --cache lots",
-            "pyramidfs mount /v /m -o nonsense",
+            "pyramidfs mount /v /m -o cache=lots",
+            "pyramidfs mount /v /m -t ext4",
             "pyramidfs gc /v",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

@@ -2,6 +2,8 @@
 //!
 //! The program starts itself a second time as the daemon, with one end of a pipe (`--ready-fd`).
 //! The daemon writes one line into it: that it is ready, or why it is not.
+//!
+//! Also what mount(8) calls under the name `mount.pyramidfs`, with flags of its own.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -10,13 +12,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
 use nix::unistd::pipe2;
 
 use super::error::Error;
 use super::options::{self, Options};
 use super::progress::Progress;
-use super::{FINE, Outcome, daemon};
+use super::{FINE, Outcome, daemon, place, remount};
 
 /// What the daemon says when it is ready.
 const READY: &str = "ready";
@@ -29,18 +32,18 @@ pub struct Arguments {
     /// Directory of the volume
     pub volume: PathBuf,
     /// Where to mount it: an existing directory
-    pub mountpoint: PathBuf,
+    pub mountpoint: Option<PathBuf>,
     /// Options as in fstab: ro, allow_other, nosuid, nodev, noexec, sync, cache=SIZE,
-    /// index_memory=SIZE, commit=SECONDS, log=FILE
-    #[arg(short, value_name = "OPTIONS", value_parser = options::parse)]
-    pub options: Vec<Options>,
+    /// index_memory=SIZE, commit=SECONDS, log=FILE, subtype=none; remount,ro and remount,rw
+    #[arg(short, value_name = "OPTIONS", value_parser = Given::parse)]
+    pub options: Vec<Given>,
     /// Make the volume if there is none
     #[arg(long)]
     pub create: bool,
     /// Stay in the foreground
     #[arg(long)]
     pub foreground: bool,
-    /// Refuse all changes; neither lock nor socket is needed
+    /// Refuse all changes; no lock is needed
     #[arg(long)]
     pub read_only: bool,
     /// Memory for data, as 96MiB
@@ -49,33 +52,112 @@ pub struct Arguments {
     /// Memory for the index of chunks, as 96MiB
     #[arg(long, value_name = "SIZE", value_parser = options::parse_size)]
     pub index_memory: Option<u64>,
+    /// Type in /proc/mounts: fuse.pyramidfs, or plain fuse
+    #[arg(short = 't', value_name = "TYPE", value_parser = options::parse_type)]
+    pub subtype: Option<bool>,
+    /// Of mount(8): take unknown options for good
+    #[arg(short, hide = true)]
+    pub sloppy: bool,
+    /// Of mount(8): look at the arguments and mount nothing
+    #[arg(short, hide = true)]
+    pub fake: bool,
+    /// Of mount(8): changes nothing
+    #[arg(short, hide = true)]
+    pub no_mtab: bool,
+    /// Of mount(8): say what was done
+    #[arg(short, hide = true)]
+    pub verbose: bool,
+    /// Of mount(8): the mount namespace to work in, with all paths
+    #[arg(short = 'N', hide = true, value_name = "NAMESPACE")]
+    pub namespace: Option<PathBuf>,
     /// Where the daemon says that it is ready
     #[arg(long, hide = true, value_name = "NUMBER")]
     pub ready_fd: Option<RawFd>,
 }
 
+/// One list behind `-o`.
+#[derive(Debug, Clone)]
+pub struct Given {
+    text: String,
+    options: Options,
+}
+
+impl Given {
+    fn parse(text: &str) -> Result<Given, String> {
+        Ok(Given { text: text.to_owned(), options: options::parse(text)? })
+    }
+}
+
 impl Arguments {
     /// All options in one: what has a flag of its own wins over `-o`.
-    pub fn merged(&self) -> Options {
+    pub fn merged(&self) -> Result<Options, Error> {
         let mut all = Options::default();
-        self.options.iter().for_each(|options| all.merge(options));
+        self.options.iter().for_each(|given| all.merge(&given.options));
+        all.check(self.sloppy).map_err(Error::Usage)?;
         all.merge(&Options {
             read_only: self.read_only.then_some(true),
             cache_bytes: self.cache,
             index_memory_bytes: self.index_memory,
+            subtype: self.subtype,
             ..Options::default()
         });
-        all
+        Ok(all)
+    }
+
+    /// Where to mount.
+    pub fn mountpoint(&self) -> Result<&Path, Error> {
+        let missing = || Error::Usage("the mountpoint is missing: name it last".to_owned());
+        self.mountpoint.as_deref().ok_or_else(missing)
+    }
+
+    /// What the lists behind `-o` said, in one.
+    fn list(&self) -> String {
+        self.options.iter().map(|given| given.text.as_str()).collect::<Vec<_>>().join(",")
     }
 }
 
 /// Runs the command, or the daemon.
 pub fn run(arguments: &Arguments) -> Outcome {
-    match arguments.ready_fd {
-        Some(number) => run_daemon(arguments, number),
-        None if arguments.foreground => daemon::serve(arguments, || Ok(())),
-        None => start(arguments),
+    if let Some(number) = arguments.ready_fd {
+        return run_daemon(arguments, number);
     }
+    let options = arguments.merged()?;
+    if let Some(namespace) = &arguments.namespace {
+        enter(namespace)?;
+    }
+    if options.remount {
+        // mount(8) names the source as well, a person need not.
+        let path = arguments.mountpoint.as_ref().unwrap_or(&arguments.volume);
+        return match arguments.fake {
+            true => Ok(FINE),
+            false => remount::run(path, &options, &arguments.list()),
+        };
+    }
+    let mountpoint = arguments.mountpoint()?;
+    if arguments.fake {
+        return Ok(FINE);
+    }
+    if arguments.foreground {
+        return daemon::serve(arguments, || Ok(()));
+    }
+    start(mountpoint)?;
+    if arguments.verbose {
+        println!("pyramidfs: {} mounted on {}.", arguments.volume.display(), mountpoint.display());
+    }
+    Ok(FINE)
+}
+
+/// Enters another mount namespace: a file as `/proc/PID/ns/mnt`, or the number of a process.
+///
+/// To be called while this is the only thread. The daemon is started inside.
+pub fn enter(namespace: &Path) -> Result<(), Error> {
+    let path = match namespace.to_str().and_then(|text| text.parse::<u32>().ok()) {
+        Some(pid) => PathBuf::from(format!("/proc/{pid}/ns/mnt")),
+        None => namespace.to_owned(),
+    };
+    File::open(&path)
+        .and_then(|file| Ok(setns(file, CloneFlags::CLONE_NEWNS)?))
+        .map_err(|source| Error::Namespace { path, source })
 }
 
 /// The daemon's end of the pipe.
@@ -108,16 +190,13 @@ fn run_daemon(arguments: &Arguments, number: RawFd) -> Outcome {
 
 /// Where log lines go once the mount is ready: the log, or nowhere.
 fn open_log(arguments: &Arguments) -> Result<File, Error> {
-    let path = arguments.merged().log.unwrap_or(PathBuf::from("/dev/null"));
-    File::options().create(true).append(true).open(&path).map_err(|source| Error::Path {
-        action: "open the log",
-        path,
-        source,
-    })
+    let path = arguments.merged()?.log.unwrap_or(PathBuf::from("/dev/null"));
+    let opened = File::options().create(true).append(true).open(&path);
+    opened.map_err(|source| Error::Log { path, source })
 }
 
 /// Starts the daemon and waits for its word.
-fn start(arguments: &Arguments) -> Outcome {
+fn start(mountpoint: &Path) -> Result<(), Error> {
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::Daemon(errno.into()))?;
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty()))
         .map_err(|errno| Error::Daemon(errno.into()))?;
@@ -132,11 +211,13 @@ fn start(arguments: &Arguments) -> Outcome {
     drop(theirs);
     let said = listen(ours).map_err(Error::Daemon)?;
     match said.trim_end().strip_prefix(ERROR) {
-        None if said.trim_end() == READY => answers(&arguments.mountpoint),
+        None if said.trim_end() == READY => answers(mountpoint),
         Some(error) => Err(Error::Reported(error.to_owned())),
         None => {
             let status = daemon.wait().map_err(Error::Daemon)?;
-            Err(Error::Daemon(io::Error::other(format!("it ended with {status}"))))
+            // It may have come as far as the mount.
+            place::clear_dead_mounts(mountpoint)?;
+            Err(Error::Ended(status))
         }
     }
 }
@@ -179,13 +260,13 @@ fn readable(pipe: &File) -> io::Result<bool> {
 }
 
 /// Asks the mount from this side, as its users will.
-fn answers(mountpoint: &Path) -> Outcome {
+fn answers(mountpoint: &Path) -> Result<(), Error> {
     let failed = |source| Error::Path { action: "use", path: mountpoint.to_owned(), source };
     let found = statfs(mountpoint).map_err(|errno| failed(errno.into()))?;
     if found.filesystem_type() != FUSE_SUPER_MAGIC {
         return Err(Error::NotMounted(mountpoint.to_owned()));
     }
-    Ok(FINE)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -196,16 +277,22 @@ mod tests {
     fn flags_win_over_the_list() {
         let arguments = Arguments {
             volume: PathBuf::from("/v"),
-            mountpoint: PathBuf::from("/m"),
-            options: vec![options::parse("rw,cache=8MiB,commit=9").unwrap()],
+            mountpoint: Some(PathBuf::from("/m")),
+            options: vec![Given::parse("rw,cache=8MiB,commit=9").unwrap()],
             create: false,
             foreground: false,
             read_only: true,
             cache: Some(4 << 20),
             index_memory: None,
+            subtype: None,
+            sloppy: false,
+            fake: false,
+            no_mtab: false,
+            verbose: false,
+            namespace: None,
             ready_fd: None,
         };
-        let merged = arguments.merged();
+        let merged = arguments.merged().unwrap();
         assert_eq!(merged.read_only, Some(true));
         assert_eq!(merged.cache_bytes, Some(4 << 20));
         assert_eq!(merged.commit_interval.map(|interval| interval.as_secs()), Some(9));

@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
+use crate::fuse::Change;
+use crate::volume::Atime;
+
 /// Least memory for a cache, bytes: less would not hold what one request needs.
 const MEMORY_BYTES_MIN: u64 = 1 << 20;
 /// Longest time between commits.
 const COMMIT_SECONDS_MAX: u64 = 300;
 
-/// Words that change nothing: for mount(8), systemd or the boot, or already so by nature (the
-/// kernel sets no access times on FUSE, and permission bits are always judged).
-const IGNORED: [&str; 36] = [
+/// Words that change nothing: for mount(8), systemd or the boot, or already so by nature
+/// (permission bits are always judged).
+const IGNORED: [&str; 27] = [
     "defaults",
     "auto",
     "noauto",
@@ -26,16 +29,7 @@ const IGNORED: [&str; 36] = [
     "owner",
     "group",
     "_netdev",
-    "async",
     "default_permissions",
-    "atime",
-    "noatime",
-    "diratime",
-    "nodiratime",
-    "relatime",
-    "norelatime",
-    "strictatime",
-    "nostrictatime",
     "lazytime",
     "nolazytime",
     "iversion",
@@ -54,6 +48,9 @@ const IGNORED: [&str; 36] = [
     "private",
 ];
 
+/// Words that mountinfo shows of a FUSE mount, and that mount(8) hands back on a remount.
+const SHOWN: [&str; 6] = ["fd", "rootmode", "user_id", "group_id", "max_read", "blksize"];
+
 /// What the words behind `-o` say; what is `None` was not said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
@@ -67,8 +64,12 @@ pub struct Options {
     pub devices: Option<bool>,
     /// `exec` or `noexec`.
     pub execute: Option<bool>,
-    /// `sync`.
-    pub synchronous: bool,
+    /// `sync` or `async`.
+    pub synchronous: Option<bool>,
+    /// `noatime`, `relatime`, `strictatime`.
+    pub atime: Option<Atime>,
+    /// `diratime` or `nodiratime`.
+    pub dir_atime: Option<bool>,
     /// `cache=SIZE`, bytes.
     pub cache_bytes: Option<u64>,
     /// `index_memory=SIZE`, bytes.
@@ -77,6 +78,14 @@ pub struct Options {
     pub commit_interval: Option<Duration>,
     /// `log=FILE`.
     pub log: Option<PathBuf>,
+    /// `subtype=pyramidfs` or `subtype=none`: the type in mountinfo, with or without a name.
+    pub subtype: Option<bool>,
+    /// `remount`.
+    pub remount: bool,
+    /// A word of [`SHOWN`]: only a remount may have it.
+    pub shown: Option<String>,
+    /// The first word that nobody knows.
+    pub unknown: Option<String>,
 }
 
 impl Options {
@@ -87,11 +96,60 @@ impl Options {
         self.set_id = other.set_id.or(self.set_id);
         self.devices = other.devices.or(self.devices);
         self.execute = other.execute.or(self.execute);
-        self.synchronous |= other.synchronous;
+        self.synchronous = other.synchronous.or(self.synchronous);
+        self.atime = other.atime.or(self.atime);
+        self.dir_atime = other.dir_atime.or(self.dir_atime);
         self.cache_bytes = other.cache_bytes.or(self.cache_bytes);
         self.index_memory_bytes = other.index_memory_bytes.or(self.index_memory_bytes);
         self.commit_interval = other.commit_interval.or(self.commit_interval);
         self.log = other.log.clone().or(self.log.take());
+        self.subtype = other.subtype.or(self.subtype);
+        self.remount |= other.remount;
+        self.shown = self.shown.take().or(other.shown.clone());
+        self.unknown = self.unknown.take().or(other.unknown.clone());
+    }
+
+    /// Refuses what was not known; mount(8) asks with `-s` to be generous there.
+    pub fn check(&self, sloppy: bool) -> Result<(), String> {
+        let shown = self.shown.as_ref().filter(|_| !self.remount);
+        match self.unknown.as_ref().or(shown).filter(|_| !sloppy) {
+            Some(word) => Err(format!("unknown option '{word}'")),
+            None => Ok(()),
+        }
+    }
+
+    /// The flags of the mount that a remount sets.
+    pub fn change(&self) -> Change {
+        Change {
+            read_only: self.read_only,
+            set_id: self.set_id,
+            devices: self.devices,
+            execute: self.execute,
+            synchronous: self.synchronous,
+            atime: self.atime,
+            dir_atime: self.dir_atime,
+        }
+    }
+
+    /// Refuses what a remount cannot change; `self` is what the mount has.
+    pub fn refuse_changes(&self, asked: &Options) -> Result<(), String> {
+        fn differs<T: PartialEq>(own: &Option<T>, asked: &Option<T>) -> bool {
+            asked.is_some() && own != asked
+        }
+        let changed = [
+            ("cache", differs(&self.cache_bytes, &asked.cache_bytes)),
+            ("index_memory", differs(&self.index_memory_bytes, &asked.index_memory_bytes)),
+            ("commit", differs(&self.commit_interval, &asked.commit_interval)),
+            ("log", differs(&self.log, &asked.log)),
+            ("subtype", differs(&self.subtype, &asked.subtype)),
+            ("allow_other", asked.allow_other && !self.allow_other),
+        ];
+        match changed.iter().find(|(_, changed)| *changed) {
+            Some((word, _)) => {
+                Err(format!("a remount cannot change '{word}': unmount, and mount again with it"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn take(&mut self, word: &str) -> Result<(), String> {
@@ -112,13 +170,21 @@ impl Options {
             "nodev" => self.devices = Some(false),
             "exec" => self.execute = Some(true),
             "noexec" => self.execute = Some(false),
-            "sync" => self.synchronous = true,
+            "sync" => self.synchronous = Some(true),
+            "async" => self.synchronous = Some(false),
+            "noatime" => self.atime = Some(Atime::Never),
+            // The kernel's own choice when nothing is said.
+            "atime" | "relatime" | "nostrictatime" => self.atime = Some(Atime::Relative),
+            "strictatime" | "norelatime" => self.atime = Some(Atime::Strict),
+            "diratime" => self.dir_atime = Some(true),
+            "nodiratime" => self.dir_atime = Some(false),
+            "remount" => self.remount = true,
             "" => {}
             _ if is_ignored(word) => {}
-            "cache" | "index_memory" | "commit" | "log" => {
+            "cache" | "index_memory" | "commit" | "log" | "subtype" => {
                 return Err(format!("option '{word}' needs a value: '{word}=…'"));
             }
-            _ => return Err(format!("unknown option '{word}'")),
+            _ => self.unknown = self.unknown.take().or(Some(word.to_owned())),
         }
         Ok(())
     }
@@ -130,9 +196,11 @@ impl Options {
             "commit" => self.commit_interval = Some(parse_commit(value)?),
             "log" if value.is_empty() => return Err("'log=' needs a file".to_owned()),
             "log" => self.log = Some(PathBuf::from(value)),
+            "subtype" => self.subtype = Some(parse_subtype(value)?),
             "comment" | "uhelper" | "helper" => {}
             _ if is_ignored(name) => {}
-            _ => return Err(format!("unknown option '{name}=…'")),
+            _ if SHOWN.contains(&name) => self.shown = Some(format!("{name}=…")),
+            _ => self.unknown = self.unknown.take().or(Some(format!("{name}=…"))),
         }
         Ok(())
     }
@@ -142,7 +210,7 @@ fn is_ignored(word: &str) -> bool {
     word.starts_with("x-") || word.starts_with("X-") || IGNORED.contains(&word)
 }
 
-/// Parses a comma list. The error is one line.
+/// Parses a comma list. The error is one line. Unknown words are told by [`Options::check`].
 pub fn parse(list: &str) -> Result<Options, String> {
     let mut options = Options::default();
     for word in list.split(',') {
@@ -161,6 +229,23 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+fn parse_subtype(value: &str) -> Result<bool, String> {
+    match value {
+        "pyramidfs" => Ok(true),
+        "none" | "" => Ok(false),
+        _ => Err(format!("subtype={value}: it is 'pyramidfs' or 'none'")),
+    }
+}
+
+/// Parses the type behind `-t`, which says whether it has a subtype.
+pub fn parse_type(text: &str) -> Result<bool, String> {
+    match text {
+        "pyramidfs" | "fuse.pyramidfs" => Ok(true),
+        "fuse" => Ok(false),
+        _ => Err(format!("{text} is no type of pyramidfs: it is 'fuse.pyramidfs' or 'fuse'")),
+    }
+}
+
 fn parse_commit(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(seconds @ 1..=COMMIT_SECONDS_MAX) => Ok(Duration::from_secs(seconds)),
@@ -175,7 +260,8 @@ mod tests {
     #[test]
     fn all_words_of_ours() {
         let options = parse(
-            "ro,allow_other,nosuid,nodev,noexec,sync,cache=64MiB,index_memory=1GiB,commit=30,log=/l",
+            "ro,allow_other,nosuid,nodev,noexec,sync,cache=64MiB,index_memory=1GiB,commit=30,log=/l,\
+             subtype=none,strictatime,nodiratime",
         );
         let expected = Options {
             read_only: Some(true),
@@ -183,11 +269,15 @@ mod tests {
             set_id: Some(false),
             devices: Some(false),
             execute: Some(false),
-            synchronous: true,
+            synchronous: Some(true),
+            atime: Some(Atime::Strict),
+            dir_atime: Some(false),
             cache_bytes: Some(64 << 20),
             index_memory_bytes: Some(1 << 30),
             commit_interval: Some(Duration::from_secs(30)),
             log: Some(PathBuf::from("/l")),
+            subtype: Some(false),
+            ..Options::default()
         };
         assert_eq!(options, Ok(expected));
     }
@@ -195,15 +285,20 @@ mod tests {
     #[test]
     fn what_fstab_passes_changes_nothing() {
         let list = "defaults,rw,_netdev,nofail,noauto,user,x-systemd.automount,\
-            x-systemd.requires=/v,X-mount.mkdir,comment=x,relatime,,";
+            x-systemd.requires=/v,X-mount.mkdir,comment=x,lazytime,,";
         let expected = Options { read_only: Some(false), ..Options::default() };
         assert_eq!(parse(list), Ok(expected));
     }
 
     #[test]
     fn unknown_and_malformed_words_are_refused() {
+        let refused = |list: &str| match parse(list) {
+            Ok(options) => options.check(false).is_err(),
+            Err(_) => true,
+        };
         for list in [
-            "remount",
+            "user_id=0",
+            "subtype=sshfs",
             "cahce=1GiB",
             "cache",
             "cache=",
@@ -215,8 +310,27 @@ mod tests {
             "log=",
             "ro,nosense",
         ] {
-            assert!(parse(list).is_err(), "{list}");
+            assert!(refused(list), "{list}");
         }
+        assert_eq!(parse("a,b=1").unwrap().check(false).unwrap_err(), "unknown option 'a'");
+        assert_eq!(parse("b=1").unwrap().check(false).unwrap_err(), "unknown option 'b=…'");
+        assert_eq!(parse("nosense,b=1").unwrap().check(true), Ok(()));
+        assert_eq!(parse("remount,user_id=0,max_read=4096").unwrap().check(false), Ok(()));
+    }
+
+    #[test]
+    fn a_remount_changes_flags_alone() {
+        let own = Options { allow_other: true, ..parse("cache=8MiB,commit=5").unwrap() };
+        for list in ["ro", "rw,nosuid", "cache=8MiB,commit=5,allow_other", "defaults,noatime"] {
+            assert_eq!(own.refuse_changes(&parse(list).unwrap()), Ok(()), "{list}");
+        }
+        for list in ["cache=9MiB", "commit=6", "log=/l", "subtype=none", "index_memory=1GiB"] {
+            let line = own.refuse_changes(&parse(list).unwrap()).unwrap_err();
+            assert!(line.contains("unmount"), "{list}: {line}");
+        }
+        let change = parse("remount,ro,noexec,async").unwrap().change();
+        assert_eq!((change.read_only, change.execute), (Some(true), Some(false)));
+        assert_eq!((change.synchronous, change.set_id), (Some(false), None));
     }
 
     #[test]

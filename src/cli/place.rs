@@ -10,9 +10,12 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 
+use super::control::Client;
 use super::error::Error;
+use super::runtime;
 use crate::fuse;
-use crate::fuse::mountinfo::{self, MountEntry};
+use crate::fuse::Unmount;
+use crate::fuse::mountinfo::{self, MountEntry, PLAIN_TYPE};
 use crate::sys::Disk;
 use crate::sys::overlay::OverlayDisk;
 use crate::sys::real::{RealClock, RealDisk};
@@ -51,10 +54,27 @@ pub fn find_mount(path: &Path) -> Result<Option<MountEntry>, Error> {
     // The path itself without following its last part: that would ask the mount, perhaps a dead
     // one.
     let mut found = resolve_parent(path).ok().and_then(|path| on_top(&path));
-    if found.as_ref().is_none_or(|entry| !entry.is_ours()) {
+    if found.as_ref().is_none_or(|entry| !is_ours(entry)) {
         found = fs::canonicalize(path).ok().and_then(|path| on_top(&path));
     }
-    Ok(found.filter(MountEntry::is_ours))
+    Ok(found.filter(is_ours))
+}
+
+/// Whether it is a mount of ours. One of the plain type is known by the socket of its daemon.
+pub fn is_ours(mount: &MountEntry) -> bool {
+    mount.is_ours() || (mount.filesystem == PLAIN_TYPE && runtime::has_socket(mount))
+}
+
+/// The directory of the volume that is mounted there: what the daemon says, or the source.
+pub fn volume_of(mount: &MountEntry) -> PathBuf {
+    let place = Client::of_mount(mount).and_then(Client::place);
+    place.map_or_else(|| PathBuf::from(&mount.source), |place| PathBuf::from(place.volume))
+}
+
+/// Whether the daemon of the mount on `path` is gone.
+pub fn is_dead(path: &Path) -> bool {
+    // Not stat(2): the kernel would answer from what it remembers of the dead mount's root.
+    statvfs(path).err() == Some(Errno::ENOTCONN)
 }
 
 /// Returns the mount of ours on `path`; anything else is an error.
@@ -90,14 +110,16 @@ pub fn prepare_mountpoint(path: &Path, volume: &Path) -> Result<PathBuf, Error> 
     Ok(mountpoint)
 }
 
-fn clear_dead_mounts(path: &Path) -> Result<(), Error> {
+/// Takes mounts off `path` whose daemons are gone.
+pub fn clear_dead_mounts(path: &Path) -> Result<(), Error> {
     for _ in 0..DEAD_MOUNTS_MAX {
-        // Not stat(2): the kernel would answer from what it remembers of the dead mount's root.
-        if statvfs(path).err() != Some(Errno::ENOTCONN) {
+        if !is_dead(path) {
             break;
         }
-        let failed = |source| Error::Path { action: "clear", path: path.to_owned(), source };
-        fuse::unmount(&resolve_parent(path).map_err(failed)?, true).map_err(failed)?;
+        let cleared = resolve_parent(path).and_then(|path| fuse::unmount(&path, Unmount::Lazy));
+        if cleared.is_err() {
+            return Err(Error::Dead(path.to_owned()));
+        }
     }
     Ok(())
 }

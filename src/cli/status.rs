@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 
-use super::control::{Answer, Client, Request};
+use super::control::{Answer, Client, Figures, Request};
 use super::error::Error;
 use super::{FINE, Outcome, place};
+use crate::fuse::mountinfo::{self, MountEntry};
 use crate::volume::Status;
 
 /// Arguments of `status`.
@@ -25,35 +26,72 @@ pub struct Arguments {
 
 /// Runs the command.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let mount = place::find_mount(&arguments.volume)?;
-    let volume = mount.map_or(arguments.volume.clone(), |mount| PathBuf::from(mount.source));
-    let status = fetch(&volume)?;
+    let figures = match place::find_mount(&arguments.volume)? {
+        Some(mount) => of_mount(&arguments.volume, &mount)?,
+        None => of_volume(&arguments.volume)?,
+    };
     let text = if arguments.json {
-        serde_json::to_string_pretty(&status).map_err(|error| Error::Print(error.into()))?
+        serde_json::to_string_pretty(&figures).map_err(|error| Error::Print(error.into()))?
     } else {
-        table(&volume, &status)
+        table(&figures)
     };
     writeln!(io::stdout(), "{}", text.trim_end()).map_err(Error::Print)?;
     Ok(FINE)
 }
 
-fn fetch(volume: &Path) -> Result<Status, Error> {
-    if let Some(daemon) = Client::connect(volume) {
-        return match daemon.ask(Request::Status)? {
-            Answer::Status(status) => Ok(*status),
-            Answer::Failed { why } => Err(Error::Reported(why)),
-            Answer::Done | Answer::Waiting => Err(Error::DaemonGone),
-        };
+fn of_mount(path: &Path, mount: &MountEntry) -> Result<Figures, Error> {
+    match Client::of_mount(mount) {
+        Some(daemon) => ask(daemon),
+        None if place::is_dead(path) => Err(Error::Dead(path.to_owned())),
+        // The daemon takes no questions from this user.
+        None => {
+            let mut figures = look(Path::new(&mount.source))?;
+            figures.status.mounted = true;
+            figures.read_only = mount.is_read_only();
+            Ok(figures)
+        }
     }
-    place::open_read_only(volume)?
-        .status()
-        .map_err(|error| Error::Volume { path: volume.to_owned(), error })
 }
 
-fn table(volume: &Path, status: &Status) -> String {
+fn of_volume(path: &Path) -> Result<Figures, Error> {
+    if let Some(daemon) = Client::of_volume(path) {
+        return ask(daemon);
+    }
+    // Mounts for reading only have no socket in the volume.
+    let name = std::fs::canonicalize(path).unwrap_or_default();
+    let mounts = mountinfo::read().unwrap_or_default();
+    for mount in mounts.iter().filter(|mount| place::is_ours(mount)) {
+        let there = || std::fs::canonicalize(place::volume_of(mount));
+        if let Some(daemon) = Client::of_mount(mount)
+            && there().is_ok_and(|there| there == name)
+        {
+            return ask(daemon);
+        }
+    }
+    look(path)
+}
+
+fn ask(daemon: Client) -> Result<Figures, Error> {
+    match daemon.ask(Request::Status)? {
+        Answer::Status(figures) => Ok(*figures),
+        Answer::Failed { why } => Err(Error::Reported(why)),
+        Answer::Done | Answer::Waiting | Answer::Place(_) => Err(Error::DaemonGone),
+    }
+}
+
+fn look(path: &Path) -> Result<Figures, Error> {
+    let status = place::open_read_only(path)?
+        .status()
+        .map_err(|error| Error::Volume { path: path.to_owned(), error })?;
+    Ok(Figures { status, read_only: false, volume: path.to_string_lossy().into_owned() })
+}
+
+fn table(figures: &Figures) -> String {
+    let status: &Status = &figures.status;
     let size = |bytes| ByteSize(bytes).display().iec().to_string();
     let state = match (status.mounted, status.poisoned) {
         (_, true) => "takes no more changes since an I/O failure: unmount and mount again",
+        (true, false) if figures.read_only => "mounted (read-only)",
         (true, false) => "mounted",
         (false, false) => "not mounted",
     };
@@ -66,7 +104,7 @@ fn table(volume: &Path, status: &Status) -> String {
         status.unshared_copies
     );
     let rows = [
-        ("volume", format!("{} ({})", volume.display(), status.uuid)),
+        ("volume", format!("{} ({})", figures.volume, status.uuid)),
         ("state", state.to_owned()),
         (
             "format",
@@ -109,8 +147,8 @@ fn ratio(before: u64, after: u64) -> String {
 mod tests {
     use super::*;
 
-    fn status() -> Status {
-        Status {
+    fn figures() -> Figures {
+        let status = Status {
             uuid: "0-1".to_owned(),
             format: 1,
             branches: 128,
@@ -129,12 +167,14 @@ mod tests {
             dirty_bytes: 0,
             shared_copy_bytes: 1 << 30,
             unshared_copies: 2,
-        }
+        };
+        Figures { status, read_only: false, volume: "/v".to_owned() }
     }
 
     #[test]
     fn the_table_shows_what_is_saved() {
-        let text = table(Path::new("/v"), &status());
+        let text = table(&figures());
+        assert!(table(&Figures { read_only: true, ..figures() }).contains("mounted (read-only)"));
         for part in [
             "/v (0-1)",
             "2.00x by dedup",

@@ -34,7 +34,8 @@ use super::kernel;
 use super::workers::Workers;
 use crate::meta::Ino;
 use crate::volume::{
-    Attr, DirItem, Error, Make, NAME_BYTES_MAX, Seek, SetAttr, StatFs, Volume, Wait, is_acl,
+    Attr, Current, DirItem, Error, Make, NAME_BYTES_MAX, Seek, SetAttr, StatFs, Volume, Wait,
+    is_acl,
 };
 
 /// How long the kernel may remember names and attributes: nobody else changes them.
@@ -54,7 +55,7 @@ type Result<T> = std::result::Result<T, Error>;
 
 /// A mounted volume as the transport sees it.
 pub struct Adapter {
-    volume: Arc<Volume>,
+    volume: Arc<Current>,
     /// Threads that ask the kernel for something and wait for it. Ends before `workers`, to which
     /// it hands on.
     askers: Workers,
@@ -71,7 +72,7 @@ trait Answer<T>: Send + 'static {
 impl Adapter {
     /// Makes the adapter of `volume`; requests that wait share `workers`, and those that wait for
     /// the kernel `askers`.
-    pub fn new(volume: Arc<Volume>, workers: Workers, askers: Workers) -> Adapter {
+    pub fn new(volume: Arc<Current>, workers: Workers, askers: Workers) -> Adapter {
         Adapter { volume, askers, workers: Arc::new(workers), kernel: Arc::default() }
     }
 

@@ -76,6 +76,7 @@ fn table(error: &Error) -> Errno {
         // These come from opening a volume, never from a request. EIO, as nothing else fits.
         Error::NoVolume
         | Error::InUse
+        | Error::Changed
         | Error::NewerFormat { .. }
         | Error::UnknownFeature { .. }
         | Error::BadSuperblock { .. }

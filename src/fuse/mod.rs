@@ -22,4 +22,7 @@ pub mod session;
 mod workers;
 
 pub use errno::chain;
-pub use session::{MountError, Mounted, Settings, mark_io_flusher, mount, unmount};
+pub use session::{
+    Change, MountError, Mounted, Settings, Unmount, access_times, mark_io_flusher, mount, remount,
+    unmount,
+};

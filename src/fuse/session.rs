@@ -23,9 +23,10 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::unistd::{getegid, geteuid};
 
 use super::adapter::Adapter;
+use super::mountinfo::{MountEntry, has_word};
 use super::workers::Workers;
 use super::{fusermount, kernel, mountinfo};
-use crate::volume::Volume;
+use crate::volume::{Atime, Current};
 
 /// Threads that read requests. Two keep both cores of a small machine busy; with four, two may be
 /// reading from the disk.
@@ -44,8 +45,10 @@ const SUBTYPE: &str = "pyramidfs";
 /// How a volume is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// What mountinfo names as the source: the volume's directory.
+    /// What mountinfo names as the source: the volume, in the words of the command line.
     pub source: OsString,
+    /// Be of the type `fuse.pyramidfs` instead of plain `fuse`.
+    pub subtype: bool,
     /// An absolute path without links to an existing directory.
     pub mountpoint: PathBuf,
     /// Refuse all changes.
@@ -60,13 +63,20 @@ pub struct Settings {
     pub execute: bool,
     /// Make every change durable at once.
     pub synchronous: bool,
+    /// When reading moves times of access. The kernel shows it; the volume does it.
+    pub atime: Atime,
+    /// Whether that goes for directories too.
+    pub dir_atime: bool,
 }
 
 /// Why a volume could not be mounted. Each says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// The kernel has no FUSE, or the container hides it.
-    #[error("/dev/fuse is missing: load the kernel module with 'modprobe fuse'")]
+    #[error(
+        "/dev/fuse is missing: load the kernel module with 'modprobe fuse', or start the container \
+         with '--device /dev/fuse'"
+    )]
     NoDevice,
     /// FUSE is there, but not for this user.
     #[error("cannot open /dev/fuse: {source}; run as root or give this user the right to")]
@@ -75,8 +85,20 @@ pub enum MountError {
     #[error("fusermount3 is missing: run as root, or install the package fuse3")]
     NoHelper,
     /// Root without the capability, as in a container.
-    #[error("this process may not mount: it needs root with CAP_SYS_ADMIN")]
+    #[error(
+        "this process may not mount: it needs root with CAP_SYS_ADMIN, which a container gets with \
+         '--cap-add SYS_ADMIN'"
+    )]
     NotPermitted,
+    /// The helper mounts for ordinary users, and letting others in is not theirs to decide.
+    #[error(
+        "only root may use allow_other: leave it out, or let root write a line \
+         'user_allow_other' into /etc/fuse.conf"
+    )]
+    AllowOther,
+    /// The helper could not be more than its caller.
+    #[error("fusermount3 has no right to mount: as root, 'chmod u+s' it, or run as root")]
+    HelperNotPermitted,
     /// The kernel refused.
     #[error("cannot mount on {mountpoint}: {source}", mountpoint = mountpoint.display())]
     Mount { mountpoint: PathBuf, source: io::Error },
@@ -101,18 +123,28 @@ impl Mounted {
         &self.mountpoint
     }
 
+    /// Its device number, which no other mount has as long as it is there.
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
     /// Whether the topmost mount on the mountpoint is still this one.
     pub fn is_mounted(&self) -> bool {
         match mountinfo::find(&self.mountpoint) {
-            Ok(Some(entry)) => entry.is_ours() && Some(&entry.device) == self.device.as_ref(),
+            Ok(Some(entry)) => Some(&entry.device) == self.device.as_ref(),
             Ok(None) | Err(_) => false,
         }
+    }
+
+    /// What mountinfo says of it, wherever it is mounted by now; none after a lazy unmount.
+    pub fn entry(&self) -> Option<MountEntry> {
+        mountinfo::find_device(self.device.as_deref()?).ok().flatten()
     }
 }
 
 /// Mounts `volume` and serves it on threads of its own; calls `ended` when the mount is gone.
 pub fn mount(
-    volume: Arc<Volume>,
+    volume: Arc<Current>,
     settings: &Settings,
     ended: impl FnOnce(io::Result<()>) + Send + 'static,
 ) -> Result<Mounted, MountError> {
@@ -122,7 +154,7 @@ pub fn mount(
     // From here on there is a mount that must go when something fails.
     let served = serve(adapter, connection, settings, ended);
     if served.is_err() {
-        let _ = unmount(&settings.mountpoint, true);
+        let _ = unmount(&settings.mountpoint, Unmount::Lazy);
     }
     served?;
     let device = mountinfo::find(&settings.mountpoint).ok().flatten().map(|entry| entry.device);
@@ -133,14 +165,108 @@ pub fn mount(
     Ok(Mounted { mountpoint: settings.mountpoint.clone(), device })
 }
 
-/// Unmounts what is on top of `mountpoint`, an absolute path without links; with `lazy` also when
-/// files are open, and then it goes when the last is closed.
-pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
-    let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+/// How hard to unmount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmount {
+    /// Refused while files are open.
+    Plain,
+    /// Out of sight at once, and for good when the last file is closed.
+    Lazy,
+    /// The connection is cut first: what the daemon was not given yet is lost. For a daemon that
+    /// hangs.
+    Force,
+}
+
+/// Unmounts what is on top of `mountpoint`, an absolute path without links.
+pub fn unmount(mountpoint: &Path, how: Unmount) -> io::Result<()> {
+    let flags = match how {
+        Unmount::Plain => MntFlags::empty(),
+        Unmount::Lazy => MntFlags::MNT_DETACH,
+        Unmount::Force => MntFlags::MNT_FORCE,
+    };
     match umount2(mountpoint, flags | MntFlags::UMOUNT_NOFOLLOW) {
-        Err(Errno::EPERM) if !geteuid().is_root() => fusermount::unmount(mountpoint, lazy),
+        Err(Errno::EPERM) if !geteuid().is_root() => {
+            fusermount::unmount(mountpoint, how == Unmount::Lazy)
+        }
         result => Ok(result?),
     }
+}
+
+/// Flags of a mount that change while it is mounted; what is `None` stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Refuse all changes.
+    pub read_only: Option<bool>,
+    /// Honour set-user-id and set-group-id bits.
+    pub set_id: Option<bool>,
+    /// Let device nodes be opened.
+    pub devices: Option<bool>,
+    /// Let programs be executed.
+    pub execute: Option<bool>,
+    /// Make every change durable at once.
+    pub synchronous: Option<bool>,
+    /// When reading moves times of access.
+    pub atime: Option<Atime>,
+    /// Whether that goes for directories too.
+    pub dir_atime: Option<bool>,
+}
+
+/// Changes flags of a mount in place. The kernel hands over what it holds before it becomes
+/// read-only, and does not ask the daemon.
+pub fn remount(entry: &MountEntry, change: &Change) -> io::Result<()> {
+    let flags = changed_flags(entry, change) | MsFlags::MS_REMOUNT;
+    Ok(nix::mount::mount(None::<&str>, &entry.mountpoint, None::<&str>, flags, None::<&str>)?)
+}
+
+/// A remount sets all flags anew.
+fn changed_flags(entry: &MountEntry, change: &Change) -> MsFlags {
+    let (own, all) = (&entry.options, &entry.super_options);
+    let mut flags = MsFlags::empty();
+    for (list, word, flag) in [
+        (all, "mand", MsFlags::MS_MANDLOCK),
+        (all, "dirsync", MsFlags::MS_DIRSYNC),
+        (all, "lazytime", MsFlags::MS_LAZYTIME),
+    ] {
+        flags.set(flag, has_word(list, word));
+    }
+    // Not in all versions of the C library.
+    let no_symlinks = MsFlags::from_bits_retain(256);
+    flags.set(no_symlinks, has_word(own, "nosymfollow"));
+    flags.set(MsFlags::MS_RDONLY, change.read_only.unwrap_or(entry.is_read_only()));
+    let now = has_word(all, "sync");
+    flags.set(MsFlags::MS_SYNCHRONOUS, change.synchronous.unwrap_or(now));
+    for (allowed, word, flag) in [
+        (change.set_id, "nosuid", MsFlags::MS_NOSUID),
+        (change.devices, "nodev", MsFlags::MS_NODEV),
+        (change.execute, "noexec", MsFlags::MS_NOEXEC),
+    ] {
+        flags.set(flag, allowed.map_or(has_word(own, word), |allowed| !allowed));
+    }
+    let (atime, dir_atime) = access_times(entry);
+    let atime = change.atime.unwrap_or(atime);
+    flags | atime_flags(atime, change.dir_atime.unwrap_or(dir_atime))
+}
+
+/// When reading moves times of access, as the flags of a mount say, and whether those of
+/// directories too. Nothing moves on what takes no changes.
+pub fn access_times(entry: &MountEntry) -> (Atime, bool) {
+    let has = |word| has_word(&entry.options, word);
+    let atime = match (has("noatime"), has("relatime")) {
+        (true, _) => Atime::Never,
+        (false, true) => Atime::Relative,
+        (false, false) => Atime::Strict,
+    };
+    (atime, !has("nodiratime"))
+}
+
+fn atime_flags(atime: Atime, directories: bool) -> MsFlags {
+    let mut flags = match atime {
+        Atime::Never => MsFlags::MS_NOATIME,
+        Atime::Relative => MsFlags::MS_RELATIME,
+        Atime::Strict => MsFlags::MS_STRICTATIME,
+    };
+    flags.set(MsFlags::MS_NODIRATIME, !directories);
+    flags
 }
 
 /// Keeps memory pressure from making the daemon wait for its own mount: allocations of this thread
@@ -180,11 +306,7 @@ fn connect(settings: &Settings) -> Result<OwnedFd, MountError> {
             return Err(MountError::NoDevice);
         }
         let mounted = fusermount::mount(&settings.mountpoint, &helper_options(settings));
-        return mounted.map_err(|error| match error.kind() {
-            // A directory of PATH that may not be searched hides it as well.
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => MountError::NoHelper,
-            _ => refused(error),
-        });
+        return mounted.map_err(|error| helper_refused(error, &settings.mountpoint));
     }
     let device = match OpenOptions::new().read(true).write(true).open(DEVICE) {
         Ok(device) => device,
@@ -204,9 +326,28 @@ fn connect(settings: &Settings) -> Result<OwnedFd, MountError> {
     )
     .map_err(|errno| match errno {
         Errno::EPERM => MountError::NotPermitted,
+        Errno::ENODEV => MountError::NoDevice,
         other => refused(other.into()),
     })?;
     Ok(device.into())
+}
+
+/// What the helper prints says more than its exit code.
+fn helper_refused(source: io::Error, mountpoint: &Path) -> MountError {
+    // A directory of PATH that may not be searched hides it as well.
+    if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) {
+        return MountError::NoHelper;
+    }
+    let printed = source.to_string();
+    if printed.contains("user_allow_other") {
+        MountError::AllowOther
+    } else if printed.contains(DEVICE) {
+        MountError::Device { source }
+    } else if printed.contains("mount failed: Operation not permitted") {
+        MountError::HelperNotPermitted
+    } else {
+        MountError::Mount { mountpoint: mountpoint.to_owned(), source }
+    }
 }
 
 fn flags(settings: &Settings) -> MsFlags {
@@ -216,14 +357,15 @@ fn flags(settings: &Settings) -> MsFlags {
     flags.set(MsFlags::MS_NODEV, !settings.devices);
     flags.set(MsFlags::MS_NOEXEC, !settings.execute);
     flags.set(MsFlags::MS_SYNCHRONOUS, settings.synchronous);
-    flags
+    flags | atime_flags(settings.atime, settings.dir_atime)
 }
 
 fn kernel_options(settings: &Settings, connection: i32) -> String {
+    let subtype = if settings.subtype { format!(",subtype={SUBTYPE}") } else { String::new() };
     let allow_other = if settings.allow_other { ",allow_other" } else { "" };
     format!(
-        "fd={connection},rootmode=40000,user_id={},group_id={},default_permissions,\
-         subtype={SUBTYPE}{allow_other}",
+        "fd={connection},rootmode=40000,user_id={},group_id={},default_permissions\
+         {subtype}{allow_other}",
         geteuid(),
         getegid()
     )
@@ -231,7 +373,11 @@ fn kernel_options(settings: &Settings, connection: i32) -> String {
 
 /// The same for the helper, which takes flags as words and names behind a backslash.
 fn helper_options(settings: &Settings) -> OsString {
-    let mut options = b"default_permissions,subtype=pyramidfs,fsname=".to_vec();
+    let mut options = b"default_permissions,".to_vec();
+    if settings.subtype {
+        options.extend_from_slice(format!("subtype={SUBTYPE},").as_bytes());
+    }
+    options.extend_from_slice(b"fsname=");
     for byte in settings.source.as_bytes() {
         if matches!(byte, b',' | b'\\') {
             options.push(b'\\');
@@ -243,6 +389,8 @@ fn helper_options(settings: &Settings) -> OsString {
         (settings.allow_other, ",allow_other"),
         (!settings.execute, ",noexec"),
         (settings.synchronous, ",sync"),
+        // It has no words for the other times of access: they hold, and are not shown.
+        (settings.atime == Atime::Never, ",noatime"),
     ];
     for (_, word) in words.iter().filter(|(wanted, _)| *wanted) {
         options.extend_from_slice(OsStr::new(word).as_bytes());
@@ -257,6 +405,7 @@ mod tests {
     fn settings() -> Settings {
         Settings {
             source: OsString::from("/a,ro\\b"),
+            subtype: true,
             mountpoint: PathBuf::from("/m"),
             read_only: false,
             allow_other: true,
@@ -264,6 +413,8 @@ mod tests {
             devices: true,
             execute: true,
             synchronous: false,
+            atime: Atime::Relative,
+            dir_atime: true,
         }
     }
 
@@ -278,9 +429,59 @@ mod tests {
     }
 
     #[test]
+    fn the_plain_type_has_no_subtype() {
+        let plain = Settings { subtype: false, ..settings() };
+        assert!(!kernel_options(&plain, 3).contains("subtype"));
+        assert!(!helper_options(&plain).to_string_lossy().contains("subtype"));
+        assert!(kernel_options(&settings(), 3).contains(",subtype=pyramidfs,"));
+    }
+
+    #[test]
+    fn a_remount_keeps_what_was_not_named() {
+        let entry = MountEntry {
+            device: "0:9".to_owned(),
+            mountpoint: PathBuf::from("/m"),
+            options: "rw,nosuid,noexec,relatime".to_owned(),
+            filesystem: "fuse.pyramidfs".to_owned(),
+            source: OsString::from("v"),
+            super_options: "rw,sync,user_id=0".to_owned(),
+        };
+        let times = MsFlags::MS_RELATIME;
+        let kept = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_SYNCHRONOUS | times;
+        assert_eq!(changed_flags(&entry, &Change::default()), kept);
+        let change =
+            Change { atime: Some(Atime::Never), dir_atime: Some(false), ..Change::default() };
+        let never = MsFlags::MS_NOATIME | MsFlags::MS_NODIRATIME;
+        assert_eq!(changed_flags(&entry, &change), (kept - times) | never);
+        let change = Change { read_only: Some(true), execute: Some(true), ..Change::default() };
+        let expected = MsFlags::MS_NOSUID | MsFlags::MS_SYNCHRONOUS | MsFlags::MS_RDONLY | times;
+        assert_eq!(changed_flags(&entry, &change), expected);
+        let read_only = MountEntry { super_options: "ro".to_owned(), ..entry };
+        assert!(changed_flags(&read_only, &Change::default()).contains(MsFlags::MS_RDONLY));
+        let change = Change { read_only: Some(false), ..Change::default() };
+        assert!(!changed_flags(&read_only, &change).contains(MsFlags::MS_RDONLY));
+    }
+
+    #[test]
+    fn the_helper_is_understood() {
+        let told = |text: &str| helper_refused(io::Error::other(text.to_owned()), Path::new("/m"));
+        let text = "fusermount3: option allow_other only allowed if 'user_allow_other' is set";
+        assert!(matches!(told(text), MountError::AllowOther));
+        let text = "fusermount3: failed to open /dev/fuse: Permission denied";
+        assert!(matches!(told(text), MountError::Device { .. }));
+        let text = "fusermount3: mount failed: Operation not permitted";
+        assert!(matches!(told(text), MountError::HelperNotPermitted));
+        let text = "fusermount3: user has no write access to mountpoint /m";
+        assert!(matches!(told(text), MountError::Mount { .. }));
+        let missing = io::ErrorKind::NotFound.into();
+        assert!(matches!(helper_refused(missing, Path::new("/m")), MountError::NoHelper));
+    }
+
+    #[test]
     fn flags_follow_the_settings() {
-        assert_eq!(flags(&settings()), MsFlags::empty());
+        assert_eq!(flags(&settings()), MsFlags::MS_RELATIME);
         let strict = Settings { read_only: true, set_id: false, execute: false, ..settings() };
-        assert_eq!(flags(&strict), MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC);
+        let expected = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        assert_eq!(flags(&strict), expected | MsFlags::MS_RELATIME);
     }
 }

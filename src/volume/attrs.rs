@@ -135,12 +135,12 @@ impl Volume {
     ///
     /// What would have to wait, or cannot be kept, is left out: reading goes on without it.
     pub fn accessed(&self, ino: Ino) -> bool {
-        if self.options.atime == Atime::Never || self.options.read_only {
+        if self.access.atime() == Atime::Never || self.options.read_only {
             return false;
         }
         let Ok(inode) = self.inode(ino) else { return false };
         let is_dir = inode.mode & MODE_TYPE == MODE_DIR;
-        if !self.is_access_due(&inode) || is_dir && !self.options.dir_atime {
+        if !self.is_access_due(&inode) || is_dir && !self.access.directories() {
             return false;
         }
         if self.begin_change(Wait::No).and_then(|()| self.admit(0)).is_err() {
@@ -175,7 +175,7 @@ impl Volume {
         let (atime, now) = (inode.atime, self.clock.now());
         let unseen = atime <= inode.mtime || atime <= inode.ctime;
         let old = ATIME_SECONDS_MAX <= now.secs.saturating_sub(atime.secs);
-        let due = match self.options.atime {
+        let due = match self.access.atime() {
             Atime::Never => false,
             Atime::Relative => unseen || old,
             Atime::Strict => atime != now,

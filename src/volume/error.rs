@@ -96,6 +96,9 @@ pub enum Error {
     /// Another process has the volume open.
     #[error("the volume is in use by another process; unmount it there first")]
     InUse,
+    /// Another process changed the volume since it was opened for reading.
+    #[error("the volume has changed since it was opened for reading; unmount and mount it again")]
+    Changed,
     /// The volume has a format that this version does not know.
     #[error(
         "the volume has format {found}, and this version reads up to {supported}; use a newer pyramidfs"

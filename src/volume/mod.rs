@@ -26,7 +26,9 @@ use crate::pyramid::Pyramid;
 use crate::store::{self, Store};
 use crate::sys::{Clock, Disk, DiskLock, Rng};
 
+mod access;
 mod acl;
+mod adopt;
 mod attrs;
 mod budget;
 mod commit;
@@ -48,6 +50,7 @@ mod xattrs;
 #[cfg(test)]
 mod tests;
 
+pub use adopt::Current;
 pub use error::Error;
 pub use flags::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NO_ATIME, FLAG_NO_DUMP};
 pub use flush::content_root;
@@ -67,8 +70,10 @@ pub struct Volume {
     findings: Vec<store::Finding>,
     /// Held for writing by whoever changes names or a directory's inode.
     namespace: RwLock<()>,
-    nodes: node::Nodes,
+    /// Shared with the volume that this one follows, if it does ([`Current`]).
+    nodes: Arc<node::Nodes>,
     budget: budget::Budget,
+    access: access::Rule,
     space: space::Space,
     flushers: flush::Queue,
     commits: commit::Commits,
@@ -104,7 +109,7 @@ impl Volume {
         let open = OpenOptions { background: false, ..OpenOptions::default() };
         let volume =
             Volume::assemble(Arc::clone(disk), Arc::clone(clock), superblock.clone(), open)?;
-        volume.make_root_directory();
+        volume.make_root_directory(options.owner);
         volume.close()?;
         Superblock::finish(disk.as_ref())
     }
@@ -119,11 +124,16 @@ impl Volume {
         options: OpenOptions,
     ) -> Result<Arc<Volume>, Error> {
         let superblock = Superblock::read(disk.as_ref())?;
-        let volume = Arc::new(Volume::assemble(disk, clock, superblock, options)?);
-        if !options.read_only {
+        Volume::assemble(disk, clock, superblock, options)?.begin()
+    }
+
+    /// Removes what a crash left without a name, and starts the threads.
+    fn begin(self) -> Result<Arc<Volume>, Error> {
+        let volume = Arc::new(self);
+        if !volume.options.read_only {
             volume.remove_orphans()?;
         }
-        if options.background {
+        if volume.options.background {
             volume.start_threads();
         }
         Ok(volume)
@@ -169,8 +179,9 @@ impl Volume {
             store: opened.store,
             findings: opened.findings,
             namespace: RwLock::default(),
-            nodes: node::Nodes::default(),
+            nodes: Arc::default(),
             budget: budget::Budget::new(options.dirty_bytes_max),
+            access: access::Rule::new(&options),
             space: space::Space::default(),
             flushers: flush::Queue::default(),
             commits: commit::Commits::default(),
@@ -262,10 +273,12 @@ impl Volume {
         }
     }
 
-    fn make_root_directory(&self) {
+    fn make_root_directory(&self, (uid, gid): (u32, u32)) {
         let now = self.clock.now();
         let root = Inode {
             mode: MODE_DIR | 0o755,
+            uid,
+            gid,
             nlink: 2,
             parent: Ino::ROOT,
             atime: now,

@@ -281,11 +281,18 @@ pub struct CreateOptions {
     pub compression: Compression,
     /// Second copies of tree chunks; reserved, 1 for now.
     pub tree_copies: u32,
+    /// Owner and group of the root directory.
+    pub owner: (u32, u32),
 }
 
 impl Default for CreateOptions {
     fn default() -> Self {
-        CreateOptions { profile: Profile::DEFAULT, compression: Compression::Lz4, tree_copies: 1 }
+        CreateOptions {
+            profile: Profile::DEFAULT,
+            compression: Compression::Lz4,
+            tree_copies: 1,
+            owner: (0, 0),
+        }
     }
 }
 

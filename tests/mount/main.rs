@@ -11,6 +11,7 @@ mod full;
 mod harness;
 mod inodes;
 mod kill;
+mod mounting;
 mod names;
 mod numbers;
 mod plain;

@@ -43,7 +43,7 @@ fn a_superblock_is_read_as_it_was_written() {
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd(7)] {
             let (disk, clock) = (SimDisk::new(), SimClock::new());
             let profile = Profile { branches: 512, hash };
-            let create = CreateOptions { profile, compression, tree_copies: 1 };
+            let create = CreateOptions { profile, compression, ..CreateOptions::default() };
             let (dyn_disk, dyn_clock): (Arc<dyn Disk>, Arc<dyn Clock>) =
                 (Arc::new(disk.clone()), Arc::new(clock.clone()));
             Volume::create(&dyn_disk, &dyn_clock, &SimRng::new(3), &create).unwrap();

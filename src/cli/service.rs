@@ -1,0 +1,165 @@
+//! What the daemon answers to other commands.
+//!
+//! Owns what a mount was made with, so that a remount can be compared with it, and the change of a
+//! mount from read-only to writable: the volume is opened for writing in place.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use super::control::{Answer, Figures, Place, Request, Server};
+use super::error::Error;
+use super::options::{self, Options};
+use super::place;
+use crate::fuse::{self, Mounted, Settings, chain};
+use crate::sys::real::RealClock;
+use crate::volume::{Atime, Current, OpenOptions, Status};
+
+/// A mount that is served, as other commands see it.
+pub struct Service {
+    volume: Arc<Current>,
+    path: PathBuf,
+    /// As they hold, defaults filled in.
+    options: Options,
+    mount: OnceLock<Arc<Mounted>>,
+}
+
+impl Service {
+    /// The service of the volume at `path`.
+    pub fn new(
+        volume: Arc<Current>,
+        path: PathBuf,
+        options: &Options,
+        settings: &Settings,
+    ) -> Service {
+        let open = open_options(options, settings.read_only);
+        let options = Options {
+            allow_other: settings.allow_other,
+            subtype: Some(settings.subtype),
+            cache_bytes: Some(open.cache_bytes),
+            index_memory_bytes: Some(open.index_memory_bytes),
+            commit_interval: Some(std::time::Duration::from_millis(open.commit_interval_ms)),
+            ..options.clone()
+        };
+        Service { volume, path, options, mount: OnceLock::new() }
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> &Arc<Current> {
+        &self.volume
+    }
+
+    /// Where the volume is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Starts to answer those who come by the volume's directory, if the volume is locked.
+    pub fn start(self: &Arc<Self>) -> Result<Server, Error> {
+        let service = Arc::clone(self);
+        let server = Server::new(move |server, request| service.answer(server, request));
+        if self.volume.is_writable() {
+            self.open_door(&server)?;
+        }
+        Ok(server)
+    }
+
+    /// Answers those who come by the mount as well.
+    pub fn mounted(&self, mount: &Arc<Mounted>, server: &Server) {
+        let mount = self.mount.get_or_init(|| Arc::clone(mount));
+        let Some(device) = mount.device() else { return };
+        if let Err(error) = server.open_for_mount(device) {
+            tracing::info!("no socket in the runtime directory: {error}");
+        }
+    }
+
+    fn open_door(&self, server: &Server) -> Result<(), Error> {
+        let failed = |source| Error::Control { volume: self.path.clone(), source };
+        server.open_in_volume(&self.path).map_err(failed)
+    }
+
+    fn answer(&self, server: &Server, request: &Request) -> Answer {
+        let done = match request {
+            Request::Status => return self.status(),
+            Request::Place => return Answer::Place(self.place()),
+            Request::Sync => self.volume.sync().map_err(|error| chain(&error)),
+            Request::Remount { options } => self.remount(server, options),
+            Request::Remounted => self.remounted(),
+            // The server's own.
+            Request::Closed => return Answer::Waiting,
+        };
+        done.map_or_else(|why| Answer::Failed { why }, |()| Answer::Done)
+    }
+
+    fn status(&self) -> Answer {
+        match self.volume.status() {
+            Ok(status) => Answer::Status(Box::new(Figures {
+                status: Status { mounted: true, ..status },
+                read_only: self.is_read_only(),
+                volume: self.path.to_string_lossy().into_owned(),
+            })),
+            Err(error) => Answer::Failed { why: chain(&error) },
+        }
+    }
+
+    fn is_read_only(&self) -> bool {
+        let entry = self.mount.get().and_then(|mount| mount.entry());
+        entry.map_or(!self.volume.is_writable(), |entry| entry.is_read_only())
+    }
+
+    fn place(&self) -> Place {
+        let mount = self.mount.get();
+        Place {
+            volume: self.path.to_string_lossy().into_owned(),
+            device: mount.and_then(|mount| mount.device()).map(str::to_owned),
+            mounted: mount.is_some_and(|mount| mount.entry().is_some()),
+            pid: std::process::id(),
+        }
+    }
+
+    /// Gets ready for a remount: the kernel's part follows.
+    fn remount(&self, server: &Server, list: &str) -> Result<(), String> {
+        let asked = options::parse(list)?;
+        self.options.refuse_changes(&asked)?;
+        if asked.read_only == Some(false) && !self.volume.is_writable() {
+            self.make_writable(server).map_err(|error| error.line())?;
+            tracing::info!("{} is open for writing from here on", self.path.display());
+        }
+        Ok(())
+    }
+
+    /// Follows the kernel's flags after a remount.
+    fn remounted(&self) -> Result<(), String> {
+        let Some(entry) = self.mount.get().and_then(|mount| mount.entry()) else { return Ok(()) };
+        match (entry.is_read_only(), fuse::access_times(&entry)) {
+            // Reading moves nothing on it any more.
+            (true, _) => self.volume.set_access_times(Atime::Never, false),
+            (false, (atime, directories)) => self.volume.set_access_times(atime, directories),
+        }
+        self.volume.sync().map_err(|error| format!("not all is durable: {}", chain(&error)))
+    }
+
+    fn make_writable(&self, server: &Server) -> Result<(), Error> {
+        let disk = place::disk(&self.path)?;
+        let options = open_options(&self.options, false);
+        self.volume
+            .make_writable(disk, Arc::new(RealClock::new()), options)
+            .map_err(|error| Error::Volume { path: self.path.clone(), error })?;
+        self.open_door(server)
+    }
+}
+
+/// How the volume is opened with these options.
+pub fn open_options(options: &Options, read_only: bool) -> OpenOptions {
+    let defaults = OpenOptions::default();
+    let commit_ms = options.commit_interval.map(|interval| interval.as_millis() as u64);
+    OpenOptions {
+        read_only,
+        background: true,
+        cache_bytes: options.cache_bytes.unwrap_or(defaults.cache_bytes),
+        index_memory_bytes: options.index_memory_bytes.unwrap_or(defaults.index_memory_bytes),
+        commit_interval_ms: commit_ms.unwrap_or(defaults.commit_interval_ms),
+        atime: options.atime.unwrap_or(defaults.atime),
+        dir_atime: options.dir_atime.unwrap_or(defaults.dir_atime),
+        ..defaults
+    }
+}
