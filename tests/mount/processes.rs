@@ -1,7 +1,8 @@
 //! Several processes at one file: appends, locks, mappings, pipes, sockets, direct I/O.
 //!
 //! Another process is this test binary once more: [`the_other_process`] then does what its
-//! environment says. A process that was only forked would hold the files of all tests that run beside it.
+//! environment says. A process that was only forked would hold the files of all tests that run
+//! beside it.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
