@@ -9,7 +9,7 @@ use proptest::test_runner::{Config, RngSeed};
 /// Settings for a property test of `cases` cases.
 pub fn config(cases: u32) -> Config {
     Config {
-        cases: cases.saturating_mul(number_from("PYRAMIDFS_CASES_FACTOR") as u32),
+        cases: cases.saturating_mul(factor()),
         failure_persistence: None,
         rng_seed: RngSeed::Fixed(number_from("PYRAMIDFS_SEED")),
         ..Config::default()
@@ -19,6 +19,11 @@ pub fn config(cases: u32) -> Config {
 /// The seed of this run, for tests that make their own random numbers.
 pub fn seed() -> u64 {
     number_from("PYRAMIDFS_SEED")
+}
+
+/// How many times more a campaign does than a plain run.
+pub fn factor() -> u32 {
+    number_from("PYRAMIDFS_CASES_FACTOR") as u32
 }
 
 fn number_from(variable: &str) -> u64 {

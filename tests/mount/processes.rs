@@ -1,6 +1,8 @@
 //! Several processes at one file: appends, locks, mappings, pipes, sockets, direct I/O.
 //!
-//! Children are forked and use bare system calls only, as the test's own process has threads.
+//! Another process is this test binary once more: [`the_other_process`] then does what its
+//! environment says. A process that was only forked would hold the files of all tests that run
+//! beside it.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -9,8 +11,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use super::harness::{Numbers, Site, errno_of, need, run, shell};
 
@@ -22,31 +26,80 @@ fn open(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap()
 }
 
-/// A forked process that ends with what `work` returns. `work` may make system calls, and no more.
-struct Child(i32);
+/// The variable that tells what another process is to do.
+const WORK: &str = "PYRAMIDFS_TEST_WORK";
+/// The records that each process appends.
+const RECORDS: usize = 150;
 
-impl Child {
-    fn fork(work: impl FnOnce() -> i32) -> Child {
-        // SAFETY: the child makes system calls and ends; it takes no locks and allocates nothing.
-        unsafe {
-            match libc::fork() {
-                0 => libc::_exit(work()),
-                -1 => panic!("cannot fork"),
-                pid => Child(pid),
-            }
-        }
-    }
+/// Starts another process.
+fn start(work: &str, path: &Path, numbers: &[i64]) -> Child {
+    let numbers: Vec<String> = numbers.iter().map(i64::to_string).collect();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "processes::the_other_process", "--nocapture"]);
+    command.env(WORK, format!("{work} {} {}", path.display(), numbers.join(" ")));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+}
 
-    /// The exit code, or 1000 and the number of the signal.
-    fn wait(self) -> i32 {
-        let mut status = 0;
-        // SAFETY: the status lives until the call returns.
-        assert_eq!(unsafe { libc::waitpid(self.0, &raw mut status, 0) }, self.0);
-        match libc::WIFEXITED(status) {
-            true => libc::WEXITSTATUS(status),
-            false => 1000 + libc::WTERMSIG(status),
-        }
+/// Starts another process and waits: its exit code, or 1000 and the number of the signal.
+fn other(work: &str, path: &Path, numbers: &[i64]) -> i32 {
+    let status = start(work, path, numbers).wait().unwrap();
+    status.code().or(status.signal().map(|signal| 1000 + signal)).unwrap()
+}
+
+/// Does nothing unless it is started by [`start`].
+#[test]
+fn the_other_process() {
+    let Ok(work) = std::env::var(WORK) else { return };
+    let mut words = work.split_whitespace();
+    let (work, path) = (words.next().unwrap(), Path::new(words.next().unwrap()));
+    let numbers: Vec<i64> = words.map(|word| word.parse().unwrap()).collect();
+    let code = match work {
+        "append" => append(path, numbers[0] as u8),
+        "map" => map_and_write(path),
+        "look" => i32::from(Mapping::new(&open(path), 8 * PAGE).get(numbers[0] as usize)),
+        _ => lock(&open(path), numbers[0] as i32, numbers[1] as i32, numbers[2], numbers[3]),
+    };
+    std::process::exit(code);
+}
+
+/// Of many lengths, over the borders of pages; the last byte tells the end.
+fn record(who: u8, number: usize) -> Vec<u8> {
+    let len = 3 + (number * 2_677 + usize::from(who) * 977) % 10_000;
+    let mut bytes = vec![who; len];
+    bytes[0] = b'>';
+    bytes[len - 1] = b'\n';
+    bytes
+}
+
+fn append(path: &Path, who: u8) -> i32 {
+    let flags = if who == b'd' { libc::O_SYNC } else { 0 };
+    let mut file = OpenOptions::new().append(true).custom_flags(flags).open(path).unwrap();
+    for number in 0..RECORDS {
+        let bytes = record(who, number);
+        assert_eq!(file.write(&bytes).unwrap(), bytes.len());
     }
+    0
+}
+
+/// Sees what the first process has put into its mapping, writes, and puts something in itself.
+fn map_and_write(path: &Path) -> i32 {
+    let file = open(path);
+    let mut bytes = [0; 2];
+    file.read_exact_at(&mut bytes, PAGE as u64 + 5).unwrap();
+    file.write_all_at(b"written", 3 * PAGE as u64 - 3).unwrap();
+    Mapping::new(&file, 8 * PAGE).set(2, 8);
+    i32::from(bytes != [9, 7])
+}
+
+/// Whether it holds soon: processes that other tests start have this one's files for a moment.
+fn soon(what: impl Fn() -> bool) -> bool {
+    (0..1000).any(|_| {
+        let holds = what();
+        if !holds {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        holds
+    })
 }
 
 /// A shared mapping of the first `len` bytes of a file.
@@ -86,39 +139,14 @@ impl Drop for Mapping {
 
 #[test]
 fn records_that_processes_append_are_whole() {
-    const RECORDS: usize = 150;
     let site = Site::mounted();
     let path = site.at("log");
     File::create(&path).unwrap();
-    // Records of many lengths, over the borders of pages; the last byte tells the end.
-    let record = |who: u8, number: usize| {
-        let len = 3 + (number * 2_677 + usize::from(who) * 977) % 10_000;
-        let mut bytes = vec![who; len];
-        bytes[0] = b'>';
-        bytes[len - 1] = b'\n';
-        bytes
-    };
-    let children: Vec<Child> = b"abcd"
-        .iter()
-        .map(|&who| {
-            let records: Vec<Vec<u8>> = (0..RECORDS).map(|number| record(who, number)).collect();
-            let flags = if who == b'd' { libc::O_SYNC } else { 0 };
-            let file = OpenOptions::new().append(true).custom_flags(flags).open(&path).unwrap();
-            Child::fork(move || {
-                for bytes in &records {
-                    // SAFETY: the buffer has that many bytes.
-                    let count = unsafe {
-                        libc::write(file.as_raw_fd(), bytes.as_ptr().cast(), bytes.len())
-                    };
-                    if count != bytes.len() as isize {
-                        return 1;
-                    }
-                }
-                0
-            })
-        })
-        .collect();
-    assert!(children.into_iter().all(|child| child.wait() == 0));
+    let children: Vec<Child> =
+        b"abcd".iter().map(|&who| start("append", &path, &[who.into()])).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
     let verify = || {
         let log = fs::read(&path).unwrap();
         let mut counts = [0; 4];
@@ -144,19 +172,7 @@ fn processes_share_a_mapping_with_writes_and_cuts() {
     let mapping = Mapping::new(&file, 8 * PAGE);
     // Another process's write is seen here, and what is put here is seen by its read.
     mapping.set(PAGE + 5, 9);
-    let child = Child::fork(|| {
-        let fd = file.as_raw_fd();
-        let mut bytes = [0u8; 2];
-        // SAFETY: buffers of the told lengths.
-        unsafe {
-            libc::pread(fd, bytes.as_mut_ptr().cast(), 2, PAGE as i64 + 5);
-            libc::pwrite(fd, b"written".as_ptr().cast(), 7, 3 * PAGE as i64 - 3);
-        }
-        // Through its own mapping, which is the same.
-        mapping.set(2, 8);
-        i32::from(bytes != [9, 7])
-    });
-    assert_eq!(child.wait(), 0);
+    assert_eq!(other("map", &site.at("file"), &[]), 0);
     let seen: Vec<u8> = (0..7).map(|n| mapping.get(3 * PAGE - 3 + n)).collect();
     assert_eq!((seen.as_slice(), mapping.get(2)), (&b"written"[..], 8));
     // A punch shows zeros, a cut and a growth too, and what is put in afterwards stays.
@@ -168,22 +184,28 @@ fn processes_share_a_mapping_with_writes_and_cuts() {
     mapping.set(2 * PAGE, 5);
     file.set_len(5 * PAGE as u64 + 10).unwrap();
     assert_eq!([mapping.get(5 * PAGE + 9), mapping.get(5 * PAGE + 10)], [7, 0]);
-    let child = Child::fork(|| i32::from(mapping.get(6 * PAGE)));
-    assert_eq!(child.wait(), 1000 + libc::SIGBUS, "a page behind the end");
+    let behind = other("look", &site.at("file"), &[6 * PAGE as i64]);
+    assert_eq!(behind, 1000 + libc::SIGBUS, "a page behind the end");
     file.set_len(8 * PAGE as u64).unwrap();
     assert_eq!([mapping.get(5 * PAGE + 20), mapping.get(7 * PAGE)], [0, 0]);
     mapping.set(7 * PAGE, 4);
     let mut wanted = vec![7; 8 * PAGE];
     wanted[2] = 8;
+    wanted[PAGE + 5] = 9;
     wanted[3 * PAGE - 3..3 * PAGE + 4].copy_from_slice(b"written");
     wanted[PAGE + 100..PAGE + 8100].fill(0);
     wanted[2 * PAGE] = 5;
     wanted[5 * PAGE + 10..].fill(0);
     wanted[7 * PAGE] = 4;
-    assert!(fs::read(site.at("file")).unwrap() == wanted);
+    let verify = || {
+        let found = fs::read(site.at("file")).unwrap();
+        let wrong = found.iter().zip(&wanted).position(|(one, other)| one != other);
+        assert_eq!((found.len(), wrong), (wanted.len(), None));
+    };
+    verify();
     drop((mapping, file));
     site.remount();
-    assert!(fs::read(site.at("file")).unwrap() == wanted);
+    verify();
     site.umount_and_check();
 }
 
@@ -284,21 +306,22 @@ fn lock(file: &File, command: i32, kind: i32, start: i64, len: i64) -> i32 {
 #[test]
 fn locks_of_ranges_hold_between_processes() {
     let site = Site::mounted();
-    let (file, again) = (open(&site.at("file")), open(&site.at("file")));
-    let child =
-        |command, kind, start, len| Child::fork(|| lock(&again, command, kind, start, len)).wait();
+    let path = site.at("file");
+    let file = open(&path);
+    let child = |command: i32, kind: i32, start, len| {
+        other("lock", &path, &[command.into(), kind.into(), start, len])
+    };
     let (read, write) = (libc::F_RDLCK, libc::F_WRLCK);
     for set in [libc::F_SETLK, libc::F_OFD_SETLK] {
         assert_eq!(lock(&file, set, write, 100, 50), 0);
         assert_eq!(lock(&file, set, read, 200, 50), 0);
         // Another process, by either kind of lock; and it does not matter where the file ends.
-        for other in [libc::F_SETLK, libc::F_OFD_SETLK] {
-            assert_eq!(child(other, write, 149, 1), libc::EAGAIN);
-            assert_eq!(child(other, read, 0, 0), libc::EAGAIN);
-            assert_eq!(child(other, write, 150, 50), 0);
-            assert_eq!(child(other, read, 220, 5), 0);
-            assert_eq!(child(other, write, 220, 5), libc::EAGAIN);
-            lock(&again, libc::F_OFD_SETLK, libc::F_UNLCK, 0, 0);
+        for theirs in [libc::F_SETLK, libc::F_OFD_SETLK] {
+            assert_eq!(child(theirs, write, 149, 1), libc::EAGAIN);
+            assert_eq!(child(theirs, read, 0, 0), libc::EAGAIN);
+            assert_eq!(child(theirs, write, 150, 50), 0);
+            assert_eq!(child(theirs, read, 220, 5), 0);
+            assert_eq!(child(theirs, write, 220, 5), libc::EAGAIN);
         }
         assert_eq!(lock(&file, set, libc::F_UNLCK, 120, 10), 0);
         assert_eq!(child(libc::F_SETLK, write, 120, 10), 0);
@@ -307,10 +330,11 @@ fn locks_of_ranges_hold_between_processes() {
     }
     // Who waits gets the lock when it is given back.
     assert_eq!(lock(&file, libc::F_OFD_SETLK, write, 0, 0), 0);
-    let waiter = Child::fork(|| lock(&again, libc::F_OFD_SETLKW, write, 0, 0));
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    let mut waiter = start("lock", &path, &[libc::F_OFD_SETLKW.into(), write.into(), 0, 0]);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(waiter.try_wait().unwrap().is_none());
     assert_eq!(lock(&file, libc::F_OFD_SETLK, libc::F_UNLCK, 0, 0), 0);
-    assert_eq!(waiter.wait(), 0);
+    assert!(waiter.wait().unwrap().success());
 }
 
 #[test]
@@ -323,12 +347,19 @@ fn whole_file_locks_are_shared_or_not() {
     one.unlock().unwrap();
     two.try_lock().unwrap();
     assert!(one.try_lock_shared().is_err());
-    // The lock goes with the last handle, whoever has it: here a process that ends.
-    let copy = two.try_clone().unwrap();
-    let child = Child::fork(move || i32::from(copy.as_raw_fd() < 0));
-    drop(two);
-    assert_eq!(child.wait(), 0);
-    one.try_lock().unwrap_or_else(|_| panic!("the lock of closed handles is still held"));
+    // The lock goes with the last handle, whoever has it.
+    let mut holder = Command::new("cat");
+    holder.arg("-").arg(site.at("pipe")).stdin(Stdio::from(two)).stdout(Stdio::null());
+    let pipe = CString::new(site.at("pipe").as_os_str().as_bytes()).unwrap();
+    // SAFETY: the path is a string that lives until the call returns.
+    assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
+    let mut child = holder.spawn().unwrap();
+    drop(holder);
+    assert!(one.try_lock().is_err());
+    // It ends when the pipe does.
+    drop(OpenOptions::new().write(true).open(site.at("pipe")).unwrap());
+    assert!(child.wait().unwrap().success());
+    assert!(soon(|| one.try_lock().is_ok()), "the lock of closed handles is still held");
 }
 
 #[test]
@@ -367,8 +398,8 @@ fn pipes_and_sockets_join_processes() {
     drop(stream);
     assert_eq!(client.join().unwrap(), "question answered");
     drop(listener);
-    let refused = UnixStream::connect(site.at("renamed"));
-    assert_eq!(errno_of(refused), libc::ECONNREFUSED);
+    let refused = || errno_of(UnixStream::connect(site.at("renamed"))) == libc::ECONNREFUSED;
+    assert!(soon(refused), "a socket that nobody listens to takes connections");
     assert_eq!(errno_of(UnixListener::bind(site.at("renamed"))), libc::EADDRINUSE);
     assert_eq!(errno_of(File::open(site.at("renamed"))), libc::ENXIO);
 }

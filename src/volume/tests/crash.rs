@@ -25,11 +25,11 @@ type Step = (u8, u16, u16, u16);
 type Images = Arc<Mutex<Vec<(SimDisk, String)>>>;
 
 /// Work on a volume and on its model.
-struct Worker {
-    disk: SimDisk,
-    clock: SimClock,
-    volume: Arc<Volume>,
-    model: Model,
+pub(super) struct Worker {
+    pub(super) disk: SimDisk,
+    pub(super) clock: SimClock,
+    pub(super) volume: Arc<Volume>,
+    pub(super) model: Model,
     /// References that the kernel would hold, by inode.
     held: BTreeMap<u64, u64>,
     /// Removed files that are still open.
@@ -37,7 +37,7 @@ struct Worker {
     /// The states since the last finished sync, that one first.
     history: Vec<Snapshot>,
     images: Images,
-    judged: u64,
+    pub(super) judged: u64,
     /// How many more crashes of crashed images to try.
     depth: u32,
 }
@@ -119,14 +119,14 @@ fn watch(disk: &SimDisk, images: &Images, seed: u64) {
 }
 
 impl Worker {
-    fn new(seed: u64) -> Worker {
+    pub(super) fn new(seed: u64) -> Worker {
         let (disk, clock) = (SimDisk::new(), SimClock::new());
         create(&disk, &clock);
         Worker::on(disk, clock, seed, 1)
     }
 
     /// Opens what is on `disk` and goes on from there.
-    fn on(disk: SimDisk, clock: SimClock, seed: u64, depth: u32) -> Worker {
+    pub(super) fn on(disk: SimDisk, clock: SimClock, seed: u64, depth: u32) -> Worker {
         let volume = open(&disk, &clock, small());
         let state = extract(&volume);
         let images = Images::default();
@@ -147,8 +147,18 @@ impl Worker {
 
     /// One step; afterwards volume and model are in the same state, and all images are judged.
     fn step(&mut self, step: Step) {
-        self.clock.advance(std::time::Duration::from_millis(1500));
+        self.advance();
         let finished = self.act(step);
+        self.settle(finished);
+    }
+
+    /// Lets time go on.
+    pub(super) fn advance(&self) {
+        self.clock.advance(std::time::Duration::from_millis(1500));
+    }
+
+    /// Judges all images of a step; `finished` says that it was a sync, and has ended well.
+    pub(super) fn settle(&mut self, finished: bool) {
         self.judge_images();
         if finished {
             self.history = vec![self.model.live.clone()];
@@ -176,7 +186,8 @@ impl Worker {
             let newest = self.history.last().unwrap();
             let wrong: Vec<_> =
                 state.iter().filter(|(ino, e)| newest.get(ino) != Some(e)).collect();
-            panic!("{label}: a state that never was; unlike the newest: {wrong:.300?}");
+            let wrong: String = format!("{wrong:?}").chars().take(300).collect();
+            panic!("{label}: a state that never was; unlike the newest: {wrong}");
         }
         if turn.is_multiple_of(5) {
             let make = Make { mode: MODE_FILE | 0o600, rdev: 0 };
@@ -242,10 +253,7 @@ impl Worker {
                 let to = Self::pick(&self.model.files(), c).unwrap();
                 self.copy(from, to);
             }
-            (15, _) => {
-                self.volume.meta.take_in().unwrap();
-                self.volume.store.save_index().unwrap();
-            }
+            (15, _) => self.take_in(),
             (16, _) => {
                 if let Some(ghost) = self.ghosts.pop() {
                     self.volume.release(Ino(ghost), false);
@@ -257,14 +265,21 @@ impl Worker {
                     self.write(ghost, b, c);
                 }
             }
-            (18, Some(file)) => {
-                let node = self.volume.nodes.get(Ino(file));
-                self.volume.flush_soon(&node);
-                self.volume.nodes.put(node);
-            }
+            (18, Some(file)) => self.flush(file),
             _ => {}
         }
         false
+    }
+
+    pub(super) fn take_in(&self) {
+        self.volume.meta.take_in().unwrap();
+        self.volume.store.save_index().unwrap();
+    }
+
+    pub(super) fn flush(&self, file: u64) {
+        let node = self.volume.nodes.get(Ino(file));
+        self.volume.flush_soon(&node);
+        self.volume.nodes.put(node);
     }
 
     fn now(&self) -> Timestamp {
@@ -278,7 +293,7 @@ impl Worker {
         self.model.ghosts.remove(&ino);
     }
 
-    fn make(&mut self, dir: u64, name: &str, what: u8, number: u16) {
+    pub(super) fn make(&mut self, dir: u64, name: &str, what: u8, number: u16) {
         let (at, bytes) = (Ino(dir), name.as_bytes());
         let (made, body, mode) = match what {
             0 => {
@@ -308,7 +323,7 @@ impl Worker {
         self.model.add((dir, name), attr.ino.0, entry);
     }
 
-    fn write(&mut self, ino: u64, b: u16, c: u16) {
+    pub(super) fn write(&mut self, ino: u64, b: u16, c: u16) {
         let bytes = noise(u64::from(b ^ c), usize::from(c % 16_000));
         let offset = usize::from(b % 40_000);
         self.volume.write(Ino(ino), offset as u64, &bytes, false, Wait::Yes).unwrap();
@@ -320,14 +335,17 @@ impl Worker {
         assert_eq!(attr.size, self.model.get(ino).bytes().unwrap().len() as u64);
     }
 
-    fn truncate(&mut self, ino: u64, size: u16) {
+    pub(super) fn truncate(&mut self, ino: u64, size: u16) {
         let change = SetAttr { size: Some(size.into()), ..SetAttr::default() };
         self.volume.setattr(Ino(ino), &change, ROOT, Wait::Yes).unwrap();
         let now = self.now();
-        self.model.truncate(ino, size.into(), now);
+        // A size that stays is no change.
+        if self.model.get(ino).bytes().unwrap().len() != usize::from(size) {
+            self.model.truncate(ino, size.into(), now);
+        }
     }
 
-    fn exchange(&mut self, one: (u64, &str), other: (u64, &str)) {
+    pub(super) fn exchange(&mut self, one: (u64, &str), other: (u64, &str)) {
         let flags = RenameFlags { exchange: true, ..RenameFlags::default() };
         let (dir, new_dir) = (Ino(one.0), Ino(other.0));
         let (name, new) = (one.1.as_bytes(), other.1.as_bytes());
@@ -339,7 +357,7 @@ impl Worker {
         }
     }
 
-    fn rename(&mut self, from: (u64, &str), to: (u64, &str), whiteout: bool) {
+    pub(super) fn rename(&mut self, from: (u64, &str), to: (u64, &str), whiteout: bool) {
         let whiteout = whiteout.then_some(ROOT);
         let flags = RenameFlags { whiteout, ..RenameFlags::default() };
         let (dir, new_dir) = (Ino(from.0), Ino(to.0));
@@ -362,7 +380,7 @@ impl Worker {
         }
     }
 
-    fn link(&mut self, ino: u64, (dir, name): (u64, &str)) {
+    pub(super) fn link(&mut self, ino: u64, (dir, name): (u64, &str)) {
         let linked = self.volume.link(Ino(ino), Ino(dir), name.as_bytes(), Wait::Yes);
         assert_eq!(linked.is_ok(), self.model.find(dir, name).is_none(), "{linked:?}");
         if linked.is_ok() {
@@ -373,7 +391,7 @@ impl Worker {
     }
 
     /// Removes a name; a file may be held open by it and stay as a ghost.
-    fn remove(&mut self, dir: u64, name: &str, keep_open: bool) {
+    pub(super) fn remove(&mut self, dir: u64, name: &str, keep_open: bool) {
         let found = self.model.find(dir, name);
         let is_dir = found.is_some_and(|ino| self.model.live[&ino].is_dir());
         let is_file = found.is_some_and(|ino| self.model.live[&ino].bytes().is_some());
@@ -400,7 +418,7 @@ impl Worker {
         }
     }
 
-    fn attributes(&mut self, a: u16, b: u16, c: u16) {
+    pub(super) fn attributes(&mut self, a: u16, b: u16, c: u16) {
         let all = self.model.which(|_| true);
         let ino = Self::pick(&all, a).unwrap();
         let now = self.now();
@@ -428,7 +446,7 @@ impl Worker {
         entry.ctime = now;
     }
 
-    fn copy(&mut self, from: u64, to: u64) {
+    pub(super) fn copy(&mut self, from: u64, to: u64) {
         let source = Arc::clone(self.model.get(from).bytes().unwrap());
         let (before, now) = (self.model.get(to).mtime, self.now());
         match self.volume.copy_range(Ino(from), 0, Ino(to), 0, 1 << 40, Wait::Yes) {

@@ -18,6 +18,7 @@ mod large;
 mod model;
 mod names;
 mod ranges;
+mod small;
 mod superblocks;
 mod threads;
 
