@@ -155,6 +155,7 @@ pub fn open_options(options: &Options, read_only: bool) -> OpenOptions {
     OpenOptions {
         read_only,
         background: true,
+        times_by_kernel: true,
         cache_bytes: options.cache_bytes.unwrap_or(defaults.cache_bytes),
         index_memory_bytes: options.index_memory_bytes.unwrap_or(defaults.index_memory_bytes),
         commit_interval_ms: commit_ms.unwrap_or(defaults.commit_interval_ms),

@@ -41,6 +41,10 @@ use crate::volume::{
 /// How long the kernel may remember names and attributes: nobody else changes them.
 const REMEMBER: Duration = Duration::from_secs(3600);
 
+/// The same of the attributes of a file that is open for writing: how many bytes are no holes
+/// changes as the kernel hands them over, and by itself it would not ask again.
+const REMEMBER_WRITTEN: Duration = Duration::from_secs(1);
+
 /// Inode numbers are never used twice, so that all are of one generation.
 const GENERATION: Generation = Generation(0);
 
@@ -181,8 +185,7 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        kernel::configure(config);
-        Ok(())
+        kernel::configure(config)
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -198,7 +201,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.answer(self.volume.getattr(ino(node)));
+        reply.answer(remembered(&self.volume, self.volume.getattr(ino(node))));
     }
 
     fn setattr(
@@ -223,7 +226,9 @@ impl Filesystem for Adapter {
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let ctime = ctime.map(convert::timestamp);
         let change = SetAttr { mode, uid, gid, size, atime, mtime, ctime };
-        self.ask(reply, move |volume, wait| volume.setattr(node, &change, caller, wait));
+        self.ask(reply, move |volume, wait| {
+            remembered(volume, volume.setattr(node, &change, caller, wait))
+        });
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
@@ -383,12 +388,17 @@ impl Filesystem for Adapter {
         match self.volume.write(node, offset, data, kill, Wait::No) {
             // The bytes are copied only here: the buffer belongs to the reading thread.
             Err(Error::WouldWait) => {
-                let data = data.to_vec();
+                let (data, kernel) = (data.to_vec(), Arc::clone(&self.kernel));
                 self.wait(reply, move |volume, wait| {
-                    volume.write(node, offset, &data, kill, wait).map(|()| count)
+                    volume.write(node, offset, &data, kill, wait)?;
+                    tell_of_write(volume, &kernel, node);
+                    Ok(count)
                 });
             }
-            result => reply.answer(result.map(|()| count)),
+            result => {
+                tell_of_write(&self.volume, &self.kernel, node);
+                reply.answer(result.map(|()| count));
+            }
         }
     }
 
@@ -492,10 +502,15 @@ impl Filesystem for Adapter {
         answer_sized(reply, size, self.volume.getxattr(ino(node), name.as_bytes()));
     }
 
-    fn listxattr(&self, _: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
         let names = self.volume.listxattr(ino(node));
+        let shown = |name: &Vec<u8>| convert::is_shown(request.uid(), name);
         let joined = names.map(|names| {
-            names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect::<Vec<u8>>()
+            names
+                .into_iter()
+                .filter(shown)
+                .flat_map(|name| name.into_iter().chain([0]))
+                .collect::<Vec<u8>>()
         });
         answer_sized(reply, size, joined);
     }
@@ -507,7 +522,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         from: INodeNo,
         _: FileHandle,
         from_offset: u64,
@@ -518,9 +533,10 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let (from, to, len) = (ino(from), ino(to), len.min(COPY_BYTES_MAX));
+        let (from, to) = ((ino(from), from_offset), (ino(to), to_offset));
+        let (len, caller) = (len.min(COPY_BYTES_MAX), caller(request, 0));
         self.ask(reply, move |volume, wait| {
-            let copied = volume.copy_range(from, from_offset, to, to_offset, len, wait)?;
+            let copied = volume.copy_range(from, to, len, caller, wait)?;
             Ok(u32::try_from(copied).unwrap_or(u32::MAX))
         });
     }
@@ -600,16 +616,37 @@ impl Filesystem for Adapter {
     }
 }
 
-/// Moves the time of access of what is opened for reading, and has the kernel forget the time that
-/// it remembers: what it reads from its own memory it does not tell, so that the open counts.
+/// Moves the time of access of what is opened for reading: what the kernel reads from its own
+/// memory it does not tell, so that the open counts.
 fn count_access(volume: &Volume, kernel: &OnceLock<Notifier>, node: Ino) {
-    if volume.accessed(node)
-        && let Some(kernel) = kernel.get()
-        // A negative offset means the attributes alone; nothing of that waits for the mount.
+    if volume.accessed(node) {
+        forget_attributes(kernel, node);
+    }
+}
+
+/// Has the kernel ask again for the attributes of a file that is being written.
+fn tell_of_write(volume: &Volume, kernel: &OnceLock<Notifier>, node: Ino) {
+    if volume.is_news(node) {
+        forget_attributes(kernel, node);
+    }
+}
+
+/// Has the kernel forget the attributes that it remembers. Nothing of that waits for the mount.
+fn forget_attributes(kernel: &OnceLock<Notifier>, node: Ino) {
+    // A negative offset means the attributes alone.
+    if let Some(kernel) = kernel.get()
         && let Err(error) = kernel.inval_inode(INodeNo(node.0), -1, 0)
     {
-        tracing::debug!("the kernel remembers an old time of inode {}: {error}", node.0);
+        tracing::debug!("the kernel remembers old attributes of inode {}: {error}", node.0);
     }
+}
+
+/// Attributes, and how long the kernel may remember them.
+fn remembered(volume: &Volume, attr: Result<Attr>) -> Result<(Attr, Duration)> {
+    attr.map(|attr| {
+        let written = attr.is_file() && volume.has_writers(attr.ino);
+        (attr, if written { REMEMBER_WRITTEN } else { REMEMBER })
+    })
 }
 
 /// Answers with the bytes, or with their number when `size` is 0 and the caller only asks for that.
@@ -640,10 +677,10 @@ impl Answer<Attr> for ReplyEntry {
     }
 }
 
-impl Answer<Attr> for ReplyAttr {
-    fn answer(self, result: Result<Attr>) {
+impl Answer<(Attr, Duration)> for ReplyAttr {
+    fn answer(self, result: Result<(Attr, Duration)>) {
         match result {
-            Ok(attr) => self.attr(&REMEMBER, &convert::attr(&attr)),
+            Ok((attr, remember)) => self.attr(&remember, &convert::attr(&attr)),
             Err(error) => self.error(errno(&error)),
         }
     }

@@ -110,6 +110,12 @@ pub fn rename_flags(flags: fuser::RenameFlags, caller: Caller) -> Option<RenameF
     })
 }
 
+/// Whether a list of extended attributes shows `name` to that user: what is trusted only root may
+/// know (xattr(7)).
+pub fn is_shown(uid: u32, name: &[u8]) -> bool {
+    uid == 0 || !name.starts_with(b"trusted.")
+}
+
 /// Returns how an extended attribute is set.
 pub fn xattr_mode(flags: i32) -> XattrMode {
     match (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0) {

@@ -52,9 +52,16 @@ const CAPABILITIES: [InitFlags; 13] = [
 ];
 
 /// Asks for all of it.
-pub fn configure(config: &mut KernelConfig) {
+///
+/// # Errors
+///
+/// Without write-back, which Linux has since 3.15: the times of changes are left to the kernel then.
+pub fn configure(config: &mut KernelConfig) -> io::Result<()> {
     for capability in CAPABILITIES {
         if config.add_capabilities(capability).is_err() {
+            if capability == InitFlags::FUSE_WRITEBACK_CACHE {
+                return Err(io::Error::other("the kernel has no write-back cache for FUSE"));
+            }
             tracing::info!("the kernel does not offer {capability:?}");
         }
     }
@@ -68,6 +75,7 @@ pub fn configure(config: &mut KernelConfig) {
     if let Err(nearest) = config.set_max_background(BACKGROUND_REQUESTS_MAX) {
         let _ = config.set_max_background(nearest);
     }
+    Ok(())
 }
 
 /// Raises the write-back limits of the mount with that device number.

@@ -279,7 +279,9 @@ mod tests {
         #![proptest_config(crate::testing::config(256))]
 
         #[test]
-        fn any_bytes_have_an_answer_and_one_form(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn any_bytes_have_an_answer_and_one_form(
+            bytes in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
             if let Ok(acl) = Acl::decode(&bytes) {
                 prop_assert_eq!(acl.encode(), bytes);
             }

@@ -58,6 +58,7 @@ impl Volume {
             let mut state = node.state.lock();
             state.opens = state.opens.saturating_sub(1);
             state.writers = state.writers.saturating_sub(u64::from(write));
+            state.told &= state.writers != 0;
             state.opens == 0 && state.lookups == 0
         };
         if closed {
@@ -218,7 +219,8 @@ impl Volume {
         regular(&inode)?;
         let capability = self.has_capability(ino, state)?;
         self.root_of(ino, state)?;
-        Ok(Changing { ino, inode, capability, now: self.clock.now() })
+        let touches = !self.options.times_by_kernel;
+        Ok(Changing { ino, inode, capability, touches, now: self.clock.now() })
     }
 
     /// The layer of the open group that takes changes, and what it costs already.
@@ -277,14 +279,18 @@ pub(super) struct Changing {
     pub(super) inode: Inode,
     /// Whether the file gives a program more rights, which the change takes away.
     capability: bool,
+    /// Whether the times are ours to move.
+    touches: bool,
     now: Timestamp,
 }
 
 impl Changing {
-    /// Moves the times of a content that changed.
+    /// Moves the times of a content that changed, unless the kernel does.
     pub(super) fn touch(&mut self) {
-        self.inode.mtime = self.now;
-        self.inode.ctime = self.now;
+        if self.touches {
+            self.inode.mtime = self.now;
+            self.inode.ctime = self.now;
+        }
     }
 
     /// Writes the entry.

@@ -38,6 +38,8 @@ pub(super) struct NodeState {
     pub(super) opens: u64,
     /// Those of them that can write: while there are any, the kernel may hold dirty bytes.
     pub(super) writers: u64,
+    /// Whether the kernel knows that the file's attributes change under these writers.
+    pub(super) told: bool,
     /// Content below the layers, when it was needed once.
     pub(super) root: Option<Root>,
     /// Dirty layers, the oldest first. Sealed ones are shared with their flusher.

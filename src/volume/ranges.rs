@@ -20,6 +20,8 @@ struct Copy {
     from: u64,
     to: u64,
     length: u64,
+    /// Whether set-id bits of the target go: root's changes spare them.
+    clear_set_id: bool,
 }
 
 /// How copies went since the volume was opened.
@@ -57,15 +59,15 @@ impl Volume {
     /// copies by reading and writing.
     pub fn copy_range(
         &self,
-        from: Ino,
-        from_offset: u64,
-        to: Ino,
-        to_offset: u64,
+        (from, from_offset): (Ino, u64),
+        (to, to_offset): (Ino, u64),
         length: u64,
+        caller: Caller,
         wait: Wait,
     ) -> Result<u64, Error> {
         self.begin_change(wait)?;
-        let copy = Copy { from: from_offset, to: to_offset, length };
+        let clear_set_id = caller.uid != 0;
+        let copy = Copy { from: from_offset, to: to_offset, length, clear_set_id };
         let chunk_bytes = self.superblock.profile.chunk_bytes() as u64;
         let copied = if from_offset % chunk_bytes == to_offset % chunk_bytes {
             let (source, target) = (self.nodes.get(from), self.nodes.get(to));
@@ -151,7 +153,9 @@ impl Volume {
         if root.size != source.size {
             return Err(Error::Unsupported);
         }
-        clear_set_id(&mut file.inode);
+        if copy.clear_set_id {
+            clear_set_id(&mut file.inode);
+        }
         let group = self.meta.enter();
         let whole = copy.from == 0 && copy.to == 0 && length == source.size;
         if whole && file.inode.size <= source.size {
@@ -274,6 +278,15 @@ impl Volume {
             Seek::Hole => self.pyramid.next_hole(&self.store, &root, offset),
         };
         found.map_err(Error::from_content)?.ok_or(Error::NoData)
+    }
+
+    /// Whether the kernel is to be told that it should ask for the file's attributes anew, after a
+    /// write: once for as long as it is open for writing without a break.
+    pub fn is_news(&self, ino: Ino) -> bool {
+        self.nodes.peek(ino).is_some_and(|node| {
+            let mut state = node.state.lock();
+            state.writers != 0 && !std::mem::replace(&mut state.told, true)
+        })
     }
 
     /// Whether the kernel may hold bytes of the file that were not handed over.

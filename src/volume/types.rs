@@ -312,6 +312,10 @@ pub struct OpenOptions {
     pub dirty_bytes_max: u64,
     /// Longest time that a change waits for its commit, milliseconds.
     pub commit_interval_ms: u64,
+    /// Whether whoever changes the content of files says himself when that was, by `setattr`, as a
+    /// kernel does that gathers writes: bytes reach the volume later than they were written. What
+    /// the volume put there instead would stay where two writes fall into one tick of the kernel.
+    pub times_by_kernel: bool,
     /// When reading moves the time of access.
     pub atime: Atime,
     /// Whether that goes for directories too.
@@ -329,6 +333,7 @@ impl Default for OpenOptions {
             index_memory_bytes: 96 << 20,
             dirty_bytes_max: 48 << 20,
             commit_interval_ms: 5_000,
+            times_by_kernel: false,
             atime: Atime::Relative,
             dir_atime: true,
             pack_bytes_max: 64 << 20,

@@ -67,6 +67,9 @@ impl Volume {
         if is_acl(name) {
             return self.set_acl(ino, name, value, false, wait);
         }
+        if NAMESPACES.contains(&name) {
+            return Err(Error::Invalid { what: "an extended attribute needs a name of its own" });
+        }
         if !NAMESPACES.iter().any(|namespace| name.starts_with(namespace)) {
             return Err(Error::Unsupported);
         }
@@ -92,11 +95,11 @@ impl Volume {
         })
     }
 
-    /// Sets an access control list, in the attribute `name`. One that a mode can say leaves nothing
-    /// but the mode.
+    /// Sets an access control list, in the attribute `name`. One that a mode can say leaves
+    /// nothing but the mode.
     ///
-    /// `clear_set_gid` says that the caller is not in the inode's group: an access list that he sets
-    /// takes the set-group-id bit away, as a chmod of his would.
+    /// `clear_set_gid` says that the caller is not in the inode's group: an access list that he
+    /// sets takes the set-group-id bit away, as a chmod of his would.
     pub fn set_acl(
         &self,
         ino: Ino,

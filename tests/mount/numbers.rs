@@ -249,3 +249,32 @@ fn room_adds_up() {
     assert_eq!(figures[0], 256 * MIB);
     site.umount_and_check();
 }
+
+/// What changes the content of a file that was just written, within the same tick of the clock.
+const AGAIN: [&str; 7] = [
+    "echo b >FILE",
+    "echo b >>FILE",
+    "chmod 600 FILE; echo b >>FILE",
+    "mv FILE other; echo b >>other; mv other FILE",
+    "truncate -s 1 FILE",
+    "fallocate -l 9999 FILE",
+    "cp --reflink=never source FILE",
+];
+
+#[test]
+fn the_times_of_a_change_are_those_that_were_seen() {
+    let site = Site::mounted();
+    let dir = site.mountpoint();
+    shell(&dir, "seq 3000 >source");
+    for (number, again) in AGAIN.iter().enumerate() {
+        for round in 0..5 {
+            let name = format!("{number}-{round}");
+            shell(&dir, &format!("echo a >{name}; {}", again.replace("FILE", &name)));
+        }
+    }
+    let seen = || shell(&dir, "stat -c '%n %s %y %z' -- *");
+    let before = seen();
+    site.remount();
+    assert_eq!(seen(), before);
+    site.umount_and_check();
+}

@@ -11,7 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Handles that stay open across steps.
@@ -350,9 +350,6 @@ pub fn times(path: &Path, seconds: i64, nanos: i64) -> io::Result<String> {
 }
 
 /// Copies with copy_file_range(2) until `len` or the end; tells how much that was.
-///
-/// The set-id bits are taken off afterwards: the request does not tell who copies, so that the
-/// mount clears them for everybody, where others spare root's.
 fn copy(from: &File, to: &File, offset: i64, len: usize) -> io::Result<String> {
     let (mut here, mut there, mut done) = (offset, offset, 0);
     while done < len {
@@ -373,8 +370,6 @@ fn copy(from: &File, to: &File, offset: i64, len: usize) -> io::Result<String> {
             _ => return Err(io::Error::last_os_error()),
         }
     }
-    let mode = to.metadata()?.mode() & 0o1777;
-    to.set_permissions(fs::Permissions::from_mode(mode))?;
     Ok(done.to_string())
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
-use super::harness::{Site, errno_of, run, shell, write_random};
+use super::harness::{Numbers, Site, errno_of, run, shell, write_random};
 
 const MIB: u64 = 1 << 20;
 
@@ -118,4 +118,28 @@ fn a_range_of_a_file_is_shared() {
     assert!(one == other);
     drop((from, to));
     site.umount_and_check();
+}
+
+#[test]
+fn the_blocks_of_a_file_that_is_being_written_are_what_the_kernel_has_handed_over() {
+    let site = Site::mounted();
+    let path = site.at("file");
+    let file = File::create(&path).unwrap();
+    for part in 1..=2_u64 {
+        file.write_all_at(&Numbers(part).bytes(MIB as usize), (part - 1) * MIB).unwrap();
+        // The kernel hands over what it holds, as it does by itself after a while.
+        // SAFETY: plain numbers and a descriptor that is open.
+        let handed = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, 7) };
+        assert_eq!(handed, 0, "{}", std::io::Error::last_os_error());
+        // It may remember for a second what it was told before.
+        let seen = (0..50).any(|_| {
+            let blocks = fs::metadata(&path).unwrap().blocks();
+            let enough = part * MIB / 512 <= blocks;
+            if !enough {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+            enough
+        });
+        assert!(seen, "part {part}: {} blocks", fs::metadata(&path).unwrap().blocks());
+    }
 }

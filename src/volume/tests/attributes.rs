@@ -277,8 +277,11 @@ fn copies_are_counted_as_shared_or_not() {
     let bench = Bench::new();
     let (one, two) = (bench.create("one"), bench.create("two"));
     bench.write(one, 0, &noise(1, 10_000));
-    assert_eq!(bench.volume.copy_range(one, 0, two, 0, 1 << 20, Wait::Yes).unwrap(), 10_000);
-    let odd = bench.volume.copy_range(one, 1, two, 0, 100, Wait::Yes);
+    assert_eq!(
+        bench.volume.copy_range((one, 0), (two, 0), 1 << 20, ROOT, Wait::Yes).unwrap(),
+        10_000
+    );
+    let odd = bench.volume.copy_range((one, 1), (two, 0), 100, ROOT, Wait::Yes);
     assert!(matches!(odd, Err(Error::Unsupported)));
     let status = bench.volume.status().unwrap();
     assert_eq!((status.shared_copy_bytes, status.unshared_copies), (10_000, 1));

@@ -449,7 +449,7 @@ impl Worker {
     pub(super) fn copy(&mut self, from: u64, to: u64) {
         let source = Arc::clone(self.model.get(from).bytes().unwrap());
         let (before, now) = (self.model.get(to).mtime, self.now());
-        match self.volume.copy_range(Ino(from), 0, Ino(to), 0, 1 << 40, Wait::Yes) {
+        match self.volume.copy_range((Ino(from), 0), (Ino(to), 0), 1 << 40, ROOT, Wait::Yes) {
             Ok(copied) => {
                 assert_eq!(copied, source.len() as u64);
                 let mtime = self.volume.getattr(Ino(to)).unwrap().mtime;

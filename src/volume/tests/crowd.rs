@@ -455,8 +455,8 @@ impl<'a> Worker<'a> {
     fn copy_whole(&mut self, to: u64) {
         let common = self.places.common;
         let from = if self.below(3) == 0 { common } else { self.file().unwrap() };
-        let copied =
-            self.ask(|wait| self.volume.copy_range(Ino(from), 0, Ino(to), 0, 1 << 40, wait));
+        let copied = self
+            .ask(|wait| self.volume.copy_range((Ino(from), 0), (Ino(to), 0), 1 << 40, ROOT, wait));
         if from == to {
             let empty = self.model.get(to).bytes().unwrap().is_empty();
             return assert_eq!(copied.is_ok(), empty, "{copied:?}");
@@ -488,11 +488,11 @@ impl<'a> Worker<'a> {
         let copied = self.ask(|wait| match into_region {
             true => {
                 let (from, to) = (Ino(file), Ino(common));
-                self.volume.copy_range(from, file_at, to, region_at, len as u64, wait)
+                self.volume.copy_range((from, file_at), (to, region_at), len as u64, ROOT, wait)
             }
             false => {
                 let (from, to) = (Ino(common), Ino(file));
-                self.volume.copy_range(from, region_at, to, file_at, len as u64, wait)
+                self.volume.copy_range((from, region_at), (to, file_at), len as u64, ROOT, wait)
             }
         });
         let copied = copied.unwrap() as usize;

@@ -59,7 +59,7 @@ fn a_whole_file_is_copied_by_its_root() {
     bench.write(one, 0, &bytes);
     let two = bench.create("two");
     bench.write(two, 0, b"is replaced");
-    let copied = bench.volume.copy_range(one, 0, two, 0, 1 << 40, Wait::Yes).unwrap();
+    let copied = bench.volume.copy_range((one, 0), (two, 0), 1 << 40, ROOT, Wait::Yes).unwrap();
     assert_eq!(copied, 300_000);
     assert_eq!(bench.read_all(two), bytes);
     bench.write(two, 5, b"changed");
@@ -220,7 +220,7 @@ proptest! {
                 Step::CopyTo | Step::CopyBack => {
                     let (from, to) = if matches!(step, Step::CopyTo) { (0, 1) } else { (1, 0) };
                     let copied =
-                        bench.volume.copy_range(files[from], 0, files[to], 0, 1 << 30, Wait::Yes);
+                        bench.volume.copy_range((files[from], 0), (files[to], 0), 1 << 30, ROOT, Wait::Yes);
                     match copied {
                         Ok(0) => prop_assert!(plain[from].is_empty()),
                         Ok(copied) => {

@@ -87,7 +87,8 @@ fn apply(bench: &Bench, files: [Ino; 2], plain: &mut [Vec<u8>; 2], step: &Step) 
         }
         Step::Copy(from, to, a, b, inside, length) => {
             let (a, b) = (a * CHUNK + inside, b * CHUNK + inside);
-            let copied = bench.volume.copy_range(files[from], a, files[to], b, length, Wait::Yes);
+            let copied =
+                bench.volume.copy_range((files[from], a), (files[to], b), length, ROOT, Wait::Yes);
             let start = plain[from].len().min(a as usize);
             let end = plain[from].len().min((a + length) as usize);
             let bytes = plain[from][start..end].to_vec();
@@ -166,7 +167,8 @@ fn a_punch_and_a_copy_of_a_terabyte_cost_next_to_nothing() {
     bench.write(one, 1 << 40, &noise(1, 100_000));
     bench.volume.sync().unwrap();
     let before = bench.volume.status().unwrap();
-    let copied = bench.volume.copy_range(one, 1 << 39, two, 0, 3 << 39, Wait::Yes).unwrap();
+    let copied =
+        bench.volume.copy_range((one, 1 << 39), (two, 0), 3 << 39, ROOT, Wait::Yes).unwrap();
     assert_eq!(copied, 3 << 39);
     assert_eq!(bench.volume.read(two, 1 << 39, 100_000).unwrap(), noise(1, 100_000));
     bench.volume.sync().unwrap();
@@ -187,7 +189,7 @@ fn what_does_not_fit_is_refused() {
     let bench = Bench::new();
     let (one, two) = (bench.create("one"), bench.create("two"));
     bench.write(one, 0, &noise(1, 20_000));
-    let copy = |from, to| bench.volume.copy_range(one, from, two, to, 10_000, Wait::Yes);
+    let copy = |from, to| bench.volume.copy_range((one, from), (two, to), 10_000, ROOT, Wait::Yes);
     assert!(matches!(copy(0, 1), Err(Error::Unsupported)));
     let allocate = |offset, length| {
         let how = Allocate::Reserve { keep_size: false };
@@ -197,7 +199,7 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(allocate(FILE_BYTES_MAX, 1), Err(Error::TooLarge)));
     bench.disk.set_space(bench.disk.used_bytes().unwrap() + (64 << 20));
     assert!(matches!(allocate(0, 1 << 30), Err(Error::NoSpace)));
-    let refused = bench.volume.copy_range(one, 0, two, 0, 10_000, Wait::No);
+    let refused = bench.volume.copy_range((one, 0), (two, 0), 10_000, ROOT, Wait::No);
     assert!(matches!(refused, Err(Error::WouldWait)), "the source has dirty bytes");
 }
 
@@ -220,7 +222,7 @@ fn set_id_bits_and_capabilities_go_with_ranges() {
             bench.volume.allocate(ino, 0, 4096, how, user, Wait::Yes).unwrap();
         },
         &|| {
-            bench.volume.copy_range(from, 4096, ino, 0, 4096, Wait::Yes).unwrap();
+            bench.volume.copy_range((from, 4096), (ino, 0), 4096, user, Wait::Yes).unwrap();
         },
     ];
     for change in changes {

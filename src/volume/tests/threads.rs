@@ -218,7 +218,7 @@ fn copies_of_a_file_that_changes_are_never_torn() {
                 scope.spawn(move || {
                     for round in 0..40 {
                         let to = make_file(volume, Ino::ROOT, &format!("copy-{copier}-{round}"));
-                        volume.copy_range(source, 0, to, 0, 1 << 40, Wait::Yes).unwrap();
+                        volume.copy_range((source, 0), (to, 0), 1 << 40, ROOT, Wait::Yes).unwrap();
                         let bytes = volume.read(to, 0, 40_000).unwrap();
                         assert!([0, 10_000, 30_000].contains(&bytes.len()));
                         assert!(bytes.windows(2).all(|two| two[0] == two[1]), "a torn copy");
@@ -316,7 +316,7 @@ fn whoever_must_not_wait_changes_nothing() {
         assert!(refused(volume.write(two, 0, &noise(2, 20_000), false, Wait::No)));
         assert!(refused(volume.write(one, 9, &noise(2, 20_000), false, Wait::No)));
         assert!(refused(volume.fsync(one, Wait::No)));
-        assert!(refused(volume.copy_range(one, 0, two, 0, 1 << 30, Wait::No).map(drop)));
+        assert!(refused(volume.copy_range((one, 0), (two, 0), 1 << 30, ROOT, Wait::No).map(drop)));
         assert_eq!(extract(volume), state);
         drop(flush);
         volume.nodes.put(node);
