@@ -55,7 +55,7 @@ const CAPABILITIES: [InitFlags; 13] = [
 ///
 /// # Errors
 ///
-/// Without write-back, which Linux has since 3.15: the times of changes are left to the kernel then.
+/// Without write-back, which Linux has since 3.15: the times of changes are left to the kernel.
 pub fn configure(config: &mut KernelConfig) -> io::Result<()> {
     for capability in CAPABILITIES {
         if config.add_capabilities(capability).is_err() {

@@ -219,9 +219,8 @@ proptest! {
                 }
                 Step::CopyTo | Step::CopyBack => {
                     let (from, to) = if matches!(step, Step::CopyTo) { (0, 1) } else { (1, 0) };
-                    let copied =
-                        bench.volume.copy_range((files[from], 0), (files[to], 0), 1 << 30, ROOT, Wait::Yes);
-                    match copied {
+                    let (source, target) = ((files[from], 0), (files[to], 0));
+                    match bench.volume.copy_range(source, target, 1 << 30, ROOT, Wait::Yes) {
                         Ok(0) => prop_assert!(plain[from].is_empty()),
                         Ok(copied) => {
                             prop_assert_eq!(copied, plain[from].len() as u64);
