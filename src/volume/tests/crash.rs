@@ -16,6 +16,9 @@ use crate::sys::Timestamp;
 use crate::sys::overlay::OverlayDisk;
 use crate::sys::sim::{Keep, Moment};
 
+/// How many kinds of steps there are.
+pub(super) const KINDS: u8 = 19;
+
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 /// One step of the work: what to do, and numbers that choose with what.
@@ -146,7 +149,7 @@ impl Worker {
     }
 
     /// One step; afterwards volume and model are in the same state, and all images are judged.
-    fn step(&mut self, step: Step) {
+    pub(super) fn step(&mut self, step: Step) {
         self.advance();
         let finished = self.act(step);
         self.settle(finished);
@@ -167,6 +170,16 @@ impl Worker {
         } else if self.history.last() != Some(&self.model.live) {
             self.history.push(self.model.live.clone());
         }
+    }
+
+    /// Closes the volume, which is like the model then, and stays so.
+    pub(super) fn end(&mut self) {
+        assert_eq!(extract(&self.volume), self.model.live);
+        self.volume.close().unwrap();
+        self.judge_images();
+        self.history = vec![self.model.live.clone()];
+        let image = self.disk.crash(Keep::Nothing);
+        self.judge(&image, "behind a close");
     }
 
     fn judge_images(&mut self) {
@@ -468,7 +481,7 @@ impl Worker {
 }
 
 fn steps(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec((0u8..19, any::<u16>(), any::<u16>(), any::<u16>()), count)
+    prop::collection::vec((0..KINDS, any::<u16>(), any::<u16>(), any::<u16>()), count)
 }
 
 proptest! {
@@ -484,13 +497,7 @@ proptest! {
         for step in steps {
             worker.step(step);
         }
-        let state = extract(&worker.volume);
-        prop_assert_eq!(&state, &worker.model.live);
-        worker.volume.close().unwrap();
-        worker.judge_images();
-        worker.history = vec![worker.model.live.clone()];
-        let image = worker.disk.crash(Keep::Nothing);
-        worker.judge(&image, "behind a close");
+        worker.end();
     }
 }
 

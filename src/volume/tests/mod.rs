@@ -19,6 +19,7 @@ mod model;
 mod names;
 mod ranges;
 mod small;
+mod soak;
 mod superblocks;
 mod threads;
 
