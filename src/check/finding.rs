@@ -91,6 +91,13 @@ pub enum Finding {
         /// The chunk.
         address: String,
     },
+    /// A chunk of a file is damaged where it is stored.
+    ChunkDamaged {
+        /// The file.
+        ino: u64,
+        /// The chunk.
+        address: String,
+    },
     /// The tree of a file is damaged.
     Tree {
         /// The file.
@@ -163,6 +170,9 @@ impl fmt::Display for Finding {
             }
             Finding::ChunkMissing { ino, address } => {
                 write!(f, "inode {ino} needs chunk {address}, which is not there")
+            }
+            Finding::ChunkDamaged { ino, address } => {
+                write!(f, "inode {ino} needs chunk {address}, which is damaged")
             }
             Finding::Tree { ino, why } => write!(f, "the tree of inode {ino} is damaged: {why}"),
             Finding::Counter { what, recorded, counted } => {

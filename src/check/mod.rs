@@ -3,7 +3,7 @@
 //! Owns [`run`]. It opens the volume for reading over a disk that keeps changes in memory, so that
 //! nothing on the disk changes, and looks at the packs, the metadata and the trees, in this order.
 //!
-//! Memory: about 40 bytes an inode and 32 bytes a tree chunk.
+//! Memory: about 40 bytes an inode, 32 bytes a tree chunk, and as much a damaged chunk.
 //!
 //! Absent on purpose: how findings are printed, and repair.
 
@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::chunk::Address;
+use crate::chunk::{Address, Source};
 use crate::meta::{CodecError, Content, Cookie, Counters, Ino, Inode, Key, KeyRange, NameEntry};
 use crate::pyramid::{self, Visit};
 use crate::store::{self, VerifyStep};
@@ -63,7 +63,13 @@ pub fn run(
     let options = OpenOptions { read_only: true, background: false, ..OpenOptions::default() };
     let volume = Volume::open(disk, clock, options)?;
     let findings = volume.findings().iter().filter_map(Finding::at_opening).collect();
-    let mut check = Check { volume: &volume, findings, inodes: HashMap::new(), logical: 0 };
+    let mut check = Check {
+        volume: &volume,
+        findings,
+        inodes: HashMap::new(),
+        logical: 0,
+        damaged: HashSet::new(),
+    };
     let bytes = check.packs(read_data, progress)?;
     check.inodes()?;
     check.names()?;
@@ -103,13 +109,24 @@ struct Check<'a> {
     findings: Vec<Finding>,
     inodes: HashMap<Ino, Known>,
     logical: u64,
+    /// Chunks that are damaged in a place, though there may be another.
+    damaged: HashSet<Address>,
+}
+
+/// What trees showed so far.
+#[derive(Default)]
+struct Trees {
+    /// Tree chunks that were walked.
+    seen: HashSet<Address>,
+    /// Those of them with damage below: walked again for each file that shares them.
+    hurt: HashSet<Address>,
 }
 
 impl Check<'_> {
     /// Packs: headers, footers, checksums and, when asked for, the hash of every chunk.
     fn packs(&mut self, read_data: bool, progress: &mut dyn FnMut(Progress)) -> Result<u64, Error> {
         let mut total = 0;
-        let findings = &mut self.findings;
+        let (findings, damaged) = (&mut self.findings, &mut self.damaged);
         self.volume.store().verify(read_data, &mut |step| {
             match step {
                 VerifyStep::Progress { bytes, bytes_total } => {
@@ -117,7 +134,12 @@ impl Check<'_> {
                     let what = if read_data { "packs and hashes" } else { "packs" };
                     progress(Progress { done_bytes: bytes, total_bytes: bytes_total, what });
                 }
-                VerifyStep::Found(finding) => findings.push(Finding::Store(finding)),
+                VerifyStep::Found(finding) => {
+                    if let store::Finding::ChunkDamaged { address, .. } = finding {
+                        damaged.insert(address);
+                    }
+                    findings.push(Finding::Store(finding));
+                }
             }
             ControlFlow::Continue(())
         })?;
@@ -260,7 +282,7 @@ impl Check<'_> {
     fn contents(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
         let total_bytes = self.inodes.len() as u64;
         let mut done_bytes = 0;
-        let mut seen = HashSet::new();
+        let mut trees = Trees::default();
         let mut with_content = HashSet::new();
         let mut failure = None;
         self.scan(KeyRange::contents(Ino(0)), &mut |check, key, value| {
@@ -284,7 +306,7 @@ impl Check<'_> {
                 _ => check.findings.push(Finding::ContentWithoutFile { ino: ino.0 }),
             }
             if failure.is_none() {
-                failure = check.tree(*ino, &content, &mut seen).err();
+                failure = check.tree(*ino, &content, &mut trees).err();
             }
             Ok(())
         })?;
@@ -298,49 +320,68 @@ impl Check<'_> {
         failure.map_or(Ok(()), Err)
     }
 
-    /// Walks one tree; what another file showed already is not walked again.
-    fn tree(
-        &mut self,
-        ino: Ino,
-        content: &Content,
-        seen: &mut HashSet<Address>,
-    ) -> Result<(), Error> {
+    /// Walks one tree; what another file showed to be whole is not walked again.
+    fn tree(&mut self, ino: Ino, content: &Content, trees: &mut Trees) -> Result<(), Error> {
         let volume = self.volume;
-        let mut missing = Vec::new();
+        let mut findings = Vec::new();
         let mut failure = None;
+        // The tree chunks from the root down to where the walk is, with their levels.
+        let mut path: Vec<(u32, Address)> = Vec::new();
         let walked =
-            volume.pyramid().walk(volume.store(), &content_root(content), &mut |visit: Visit<
-                '_,
-            >| {
-                match visit {
-                    Visit::Enter { address, .. } => seen.insert(address),
+            volume.pyramid().walk(
+                volume.store(),
+                &content_root(content),
+                &mut |visit| match visit {
+                    Visit::Enter { address, level, .. } => {
+                        path.retain(|(above, _)| level < *above);
+                        path.push((level, address));
+                        trees.seen.insert(address) || trees.hurt.contains(&address)
+                    }
                     Visit::Data { address, .. } => {
-                        match volume.store().contains(&address) {
-                            Ok(true) => {}
-                            Ok(false) => missing.push(address),
+                        match self.chunk(ino, address) {
+                            Ok(None) => {}
+                            Ok(Some(finding)) => {
+                                trees.hurt.extend(path.iter().map(|(_, address)| *address));
+                                findings.push(finding);
+                            }
                             Err(error) => failure = Some(error),
                         }
                         failure.is_none()
                     }
-                    Visit::Tree { .. } => true,
-                }
-            });
-        for address in missing {
-            self.findings.push(Finding::ChunkMissing { ino: ino.0, address: address.to_string() });
-        }
-        match walked {
-            Ok(()) => failure.map_or(Ok(()), |error| Err(error.into())),
+                    Visit::Tree { .. } => failure.is_none(),
+                },
+            );
+        self.findings.append(&mut findings);
+        let why = match walked {
+            Ok(()) => return failure.map_or(Ok(()), Err),
             Err(pyramid::Error::Store(
                 error @ (store::Error::Missing { .. } | store::Error::Damaged { .. }),
-            )) => {
-                self.findings.push(Finding::Tree { ino: ino.0, why: error.to_string() });
-                Ok(())
+            )) => error.to_string(),
+            Err(pyramid::Error::Store(error)) => return Err(error.into()),
+            Err(error) => error.to_string(),
+        };
+        trees.hurt.extend(path.iter().map(|(_, address)| *address));
+        self.findings.push(Finding::Tree { ino: ino.0, why });
+        Ok(())
+    }
+
+    /// A data chunk is there, and can be had if it is damaged somewhere.
+    fn chunk(&self, ino: Ino, address: Address) -> Result<Option<Finding>, Error> {
+        let store = self.volume.store();
+        if !store.contains(&address)? {
+            let address = address.to_string();
+            return Ok(Some(Finding::ChunkMissing { ino: ino.0, address }));
+        }
+        if !self.damaged.contains(&address) {
+            return Ok(None);
+        }
+        match store.data(&address) {
+            Ok(_) => Ok(None),
+            Err(store::Error::Missing { .. } | store::Error::Damaged { .. }) => {
+                let address = address.to_string();
+                Ok(Some(Finding::ChunkDamaged { ino: ino.0, address }))
             }
-            Err(pyramid::Error::Store(error)) => Err(error.into()),
-            Err(error) => {
-                self.findings.push(Finding::Tree { ino: ino.0, why: error.to_string() });
-                Ok(())
-            }
+            Err(error) => Err(error.into()),
         }
     }
 

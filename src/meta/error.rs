@@ -67,6 +67,9 @@ pub enum Damage {
     /// The embedded store met bytes that it never wrote, and panicked.
     #[error("a page holds what was never written")]
     Panic,
+    /// The header of a file that was closed names the older of its two states.
+    #[error("its header names an older state")]
+    Header,
     /// The file is there, but has no bytes.
     #[error("the file is empty")]
     Empty,

@@ -127,7 +127,7 @@ impl Volume {
     /// # Errors
     ///
     /// What stops the store. Bytes that cannot be stored because the old content around them is
-    /// damaged are dropped, and the file's next fsync reports it.
+    /// damaged or cannot be read are dropped, and the file's next close or fsync reports it.
     pub(super) fn flush_node(&self, node: &Node, through: GroupId) -> Result<(), Error> {
         let _flush = node.flush.lock();
         loop {
@@ -145,10 +145,14 @@ impl Volume {
                     self.budget.set_failing(None);
                     self.finish_layer(node, &layer, Some(root));
                 }
-                Err(error) if is_damage(&error) => {
+                Err(error) if is_unreadable(&error) => {
                     tracing::error!("bytes written to inode {} are lost: {error}", node.ino.0);
                     node.state.lock().error.get_or_insert(error.to_string());
-                    self.finish_layer(node, &layer, None);
+                    // The inode's entry has the new size already; where the old content allows,
+                    // it gets that size too.
+                    let base = layer.base.as_ref().unwrap_or(&below);
+                    let sized = self.pyramid.edit(&self.store, base, layer.keep, &[], layer.size);
+                    self.finish_layer(node, &layer, sized.ok());
                 }
                 Err(error) => {
                     self.note_failure(&error);
@@ -223,13 +227,14 @@ impl Volume {
     }
 }
 
-/// Whether only this file's old content is to blame.
-fn is_damage(error: &Error) -> bool {
+/// Whether only this file's old content is to blame. What the store cannot write poisons it, so
+/// that a refusal of the disk by itself was one to read.
+fn is_unreadable(error: &Error) -> bool {
     match error {
         Error::Content(pyramid::Error::Store(source)) => {
             matches!(source, store::Error::Damaged { .. } | store::Error::Missing { .. })
         }
-        Error::Content(_) => true,
+        Error::Content(_) | Error::Store(store::Error::Io { .. }) => true,
         _ => false,
     }
 }

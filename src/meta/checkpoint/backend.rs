@@ -30,6 +30,13 @@ const _: () = assert!(STORED_BYTES == 4104, "docs/format.md says 4104");
 /// The second half of the trailer of a page that was written.
 const WRITTEN: u32 = 1;
 
+/// redb's header: its flags, and behind it two slots, each with the number of its transaction.
+const FLAGS_AT: usize = 9;
+const SECOND_IS_CURRENT: u8 = 1;
+const IS_OPEN: u8 = 2;
+const TRANSACTIONS_AT: [usize; 2] = [64 + 104, 64 + 128 + 104];
+const HEADER_BYTES: usize = 64 + 2 * 128;
+
 /// A page does not fit its checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("page {page} does not fit its checksum")]
@@ -200,6 +207,26 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
         at += len;
         Some(piece)
     })
+}
+
+/// Whether the header of a file that was closed cleanly names the older of its two slots.
+///
+/// No checksum covers the flags that choose the slot, and pages of the older state may be in use
+/// again, each with a checksum that fits. While a file is open its newer slot is written before it
+/// is chosen, so of one that was not closed nothing can be said.
+pub(super) fn names_older_state(file: &dyn DiskFile) -> io::Result<bool> {
+    let mut header = [0; HEADER_BYTES];
+    if file.read_at(&mut header, 0)? < HEADER_BYTES {
+        return Ok(false);
+    }
+    let [first, second] = TRANSACTIONS_AT.map(|at| {
+        let bytes = header.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+        u64::from_le_bytes(bytes.unwrap_or_default())
+    });
+    let flags = header.get(FLAGS_AT).copied().unwrap_or_default();
+    let (current, other) =
+        if flags & SECOND_IS_CURRENT != 0 { (second, first) } else { (first, second) };
+    Ok(flags & IS_OPEN == 0 && current < other)
 }
 
 fn stored_at(page: u64) -> io::Result<u64> {

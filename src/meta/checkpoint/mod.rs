@@ -91,6 +91,9 @@ pub(super) fn open(disk: &Arc<dyn Disk>, cache_bytes: u64) -> Result<RedbCheckpo
     if file.is_empty().map_err(|source| Error::Io { action: "open", source })? {
         return Err(Error::Damaged { source: Damage::Empty });
     }
+    if backend::names_older_state(&*file).map_err(|source| Error::Io { action: "open", source })? {
+        return Err(Error::Damaged { source: Damage::Header });
+    }
     RedbCheckpoint::start(file, cache_bytes)
 }
 

@@ -192,6 +192,11 @@ impl SimDisk {
         self.shared.state.lock().failures.push(Failure { calls: n, errno, kind });
     }
 
+    /// The number of planned failures that have not come yet.
+    pub fn failures_left(&self) -> usize {
+        self.shared.state.lock().failures.len()
+    }
+
     /// Forgets the planned failures that have not come yet.
     pub fn clear_failures(&self) {
         self.shared.state.lock().failures.clear();

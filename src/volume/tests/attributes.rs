@@ -7,7 +7,7 @@ use crate::sys::Timestamp;
 const USER: Caller = Caller { uid: 1000, gid: 1000, umask: 0o077 };
 
 /// A list in the form of the kernel: tags, permissions, ids.
-fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+pub(super) fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     let mut bytes = vec![2, 0, 0, 0];
     for (tag, permissions, id) in entries {
         bytes.extend_from_slice(&tag.to_le_bytes());

@@ -11,6 +11,7 @@ use crate::sys::sim::{SimClock, SimDisk, SimRng};
 mod attributes;
 mod crash;
 mod crowd;
+mod damage;
 mod faults;
 mod files;
 mod format;
