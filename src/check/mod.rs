@@ -3,7 +3,7 @@
 //! Owns [`run`]. It opens the volume for reading over a disk that keeps changes in memory, so that
 //! nothing on the disk changes, and looks at the packs, the metadata and the trees, in this order.
 //!
-//! Memory: about 40 bytes an inode, 32 bytes a tree chunk, and as much a damaged chunk.
+//! Memory: about 40 bytes an inode and 32 bytes a tree chunk.
 //!
 //! Absent on purpose: how findings are printed, and repair.
 
@@ -63,13 +63,8 @@ pub fn run(
     let options = OpenOptions { read_only: true, background: false, ..OpenOptions::default() };
     let volume = Volume::open(disk, clock, options)?;
     let findings = volume.findings().iter().filter_map(Finding::at_opening).collect();
-    let mut check = Check {
-        volume: &volume,
-        findings,
-        inodes: HashMap::new(),
-        logical: 0,
-        damaged: HashSet::new(),
-    };
+    let mut check =
+        Check { volume: &volume, findings, inodes: HashMap::new(), logical: 0, doubts: false };
     let bytes = check.packs(read_data, progress)?;
     check.inodes()?;
     check.names()?;
@@ -109,8 +104,9 @@ struct Check<'a> {
     findings: Vec<Finding>,
     inodes: HashMap<Ino, Known>,
     logical: u64,
-    /// Chunks that are damaged in a place, though there may be another.
-    damaged: HashSet<Address>,
+    /// Whether chunks are read once more: something is amiss in the packs, and the index may say
+    /// where a chunk lay that is no longer there.
+    doubts: bool,
 }
 
 /// What trees showed so far.
@@ -126,7 +122,7 @@ impl Check<'_> {
     /// Packs: headers, footers, checksums and, when asked for, the hash of every chunk.
     fn packs(&mut self, read_data: bool, progress: &mut dyn FnMut(Progress)) -> Result<u64, Error> {
         let mut total = 0;
-        let (findings, damaged) = (&mut self.findings, &mut self.damaged);
+        let findings = &mut self.findings;
         self.volume.store().verify(read_data, &mut |step| {
             match step {
                 VerifyStep::Progress { bytes, bytes_total } => {
@@ -134,15 +130,11 @@ impl Check<'_> {
                     let what = if read_data { "packs and hashes" } else { "packs" };
                     progress(Progress { done_bytes: bytes, total_bytes: bytes_total, what });
                 }
-                VerifyStep::Found(finding) => {
-                    if let store::Finding::ChunkDamaged { address, .. } = finding {
-                        damaged.insert(address);
-                    }
-                    findings.push(Finding::Store(finding));
-                }
+                VerifyStep::Found(finding) => findings.push(Finding::Store(finding)),
             }
             ControlFlow::Continue(())
         })?;
+        self.doubts = read_data && !self.findings.is_empty();
         Ok(total)
     }
 
@@ -372,7 +364,7 @@ impl Check<'_> {
             let address = address.to_string();
             return Ok(Some(Finding::ChunkMissing { ino: ino.0, address }));
         }
-        if !self.damaged.contains(&address) {
+        if !self.doubts {
             return Ok(None);
         }
         match store.data(&address) {

@@ -8,6 +8,7 @@
 //! `PYRAMIDFS_CASES_FACTOR=20 cargo test --release --lib damage` is the campaign.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -413,17 +414,6 @@ fn write_on(volume: &Volume) {
     let _ = volume.close();
 }
 
-/// Says which case it was when one panics.
-struct Told(String);
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("it was {}", self.0);
-        }
-    }
-}
-
 /// Runs cases on a thread of their own, each with a time limit.
 fn campaign(closed: bool) {
     let cases = CASES * u64::from(crate::testing::factor());
@@ -431,14 +421,17 @@ fn campaign(closed: bool) {
     let (done, next) = channel();
     let worker = std::thread::spawn(move || {
         let sample = sample(closed);
-        let mut tally = Tally::default();
+        let (mut tally, mut failed) = (Tally::default(), Vec::new());
         for case in seed..seed + cases {
             let disk = sample.disk.crash(Keep::All);
             let (how, path) = hurt(&disk, &Dice(SimRng::new(case)));
-            let _told = Told(format!("case {case}, {path}: {how:?}"));
-            judge(&sample, &disk, how, &path, &mut tally);
+            let judged = AssertUnwindSafe(|| judge(&sample, &disk, how, &path, &mut tally));
+            if catch_unwind(judged).is_err() {
+                failed.push(format!("case {case}, {path}: {how:?}"));
+            }
             let _ = done.send(case);
         }
+        assert!(failed.is_empty(), "{} failed: {failed:#?}", failed.len());
         tally
     });
     let mut last = None;

@@ -1,4 +1,9 @@
 //! Failing I/O: whatever call fails, nobody panics or hangs, and what was acknowledged stays.
+//!
+//! `PYRAMIDFS_CASES_FACTOR=40 cargo test --release --lib faults` fails every call of the work.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::crash::{assert_clean, extract};
 use super::*;
@@ -123,4 +128,311 @@ fn after_a_failed_sync_all_changes_are_refused_until_the_volume_is_opened_again(
     let volume = open(&bench.disk.crash(Keep::Nothing), &bench.clock, options());
     check_file(&volume, 1, "opened again");
     add(&volume, 2).unwrap();
+}
+
+/// Calls that fail in a plain run, of each kind: every so many-th. `PYRAMIDFS_CASES_FACTOR` of this
+/// or more takes all.
+const STRIDE: u64 = 40;
+
+/// More calls than the work has.
+const CALLS_MAX: usize = 3000;
+
+/// Names and bytes of all files.
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// Work that touches all there is, with what is known of it.
+struct Work {
+    volume: Arc<Volume>,
+    /// The states since the last sync that was acknowledged, that one first.
+    states: Vec<Files>,
+    /// All states there were.
+    all: Vec<Files>,
+    /// Whether it was told that bytes written to a file are lost.
+    lost: bool,
+    label: String,
+}
+
+impl Work {
+    fn new(volume: Arc<Volume>, base: &Files, label: &str) -> Work {
+        let states = vec![base.clone()];
+        Work { volume, all: states.clone(), states, lost: false, label: label.to_owned() }
+    }
+
+    fn now(&self) -> Files {
+        self.states.last().cloned().unwrap_or_default()
+    }
+
+    /// Takes the result of a change, which leads to `next`; answers whether it happened.
+    fn told(&mut self, result: Result<(), Error>, next: Files) -> bool {
+        match result {
+            Ok(()) => {
+                self.all.push(next.clone());
+                self.states.push(next);
+                true
+            }
+            Err(error) => {
+                assert!(!error.to_string().contains('\n'), "{}: {error}", self.label);
+                false
+            }
+        }
+    }
+
+    /// Syncs a file; answers whether all is durable.
+    fn sync(&mut self, name: &str) -> bool {
+        match self.ino(name).and_then(|ino| self.volume.fsync(ino, Wait::Yes)) {
+            Ok(()) => {
+                self.states = vec![self.now()];
+                true
+            }
+            Err(error) => {
+                self.lost |= matches!(error, Error::WriteLost { .. });
+                false
+            }
+        }
+    }
+
+    /// Whether a volume may hold this: one of the states, but for bytes that are said to be lost.
+    fn may_be(&self, found: &Files, states: &[Files]) -> bool {
+        // Of such a file each byte is one that stood there once.
+        let once = |at: usize, byte: u8| {
+            let mut all = self.all.iter().flat_map(Files::values);
+            byte == 0 || all.any(|bytes| bytes.get(at) == Some(&byte))
+        };
+        let fits = |found: &Vec<u8>, right: &Vec<u8>| {
+            found == right
+                || (self.lost && found.iter().enumerate().all(|(at, &byte)| once(at, byte)))
+        };
+        states.iter().any(|state| {
+            state.keys().eq(found.keys())
+                && state.values().zip(found.values()).all(|(right, found)| fits(found, right))
+        })
+    }
+
+    /// Reads all files, which may fail and not be wrong.
+    fn read(&self) {
+        let mut found = self.now();
+        for (name, bytes) in &mut found {
+            let read = self.ino(name).and_then(|ino| self.volume.read(ino, 0, 100_000));
+            *bytes = read.unwrap_or_else(|_| bytes.clone());
+        }
+        let told = self.lost || self.may_be(&found, &[self.now()]);
+        // What a flush has dropped is told at the next sync, and not before.
+        let untold = Work {
+            volume: Arc::clone(&self.volume),
+            lost: true,
+            label: String::new(),
+            states: Vec::new(),
+            all: self.all.clone(),
+        };
+        assert!(told || untold.may_be(&found, &[self.now()]), "{}: wrong bytes", self.label);
+    }
+
+    fn ino(&self, name: &str) -> Result<Ino, Error> {
+        let ino = self.volume.lookup(Ino::ROOT, name.as_bytes())?.ino;
+        self.volume.forget(ino, 1);
+        Ok(ino)
+    }
+
+    fn write(&mut self, name: &str, at: usize, bytes: &[u8]) {
+        let mut next = self.now();
+        if !next.contains_key(name) {
+            let make = Make { mode: MODE_FILE | 0o644, rdev: 0 };
+            let made = self.volume.mknod(Ino::ROOT, name.as_bytes(), &make, ROOT, Wait::Yes);
+            let made = made.map(|attr| self.volume.forget(attr.ino, 1));
+            next.insert(name.to_owned(), Vec::new());
+            if !self.told(made, next.clone()) {
+                return;
+            }
+        }
+        let content = next.get_mut(name).unwrap();
+        content.resize(content.len().max(at + bytes.len()), 0);
+        content[at..at + bytes.len()].copy_from_slice(bytes);
+        let written = self
+            .ino(name)
+            .and_then(|ino| self.volume.write(ino, at as u64, bytes, false, Wait::Yes));
+        self.told(written, next);
+    }
+
+    fn truncate(&mut self, name: &str, size: usize) {
+        let mut next = self.now();
+        let Some(content) = next.get_mut(name) else { return };
+        content.resize(size, 0);
+        let change = SetAttr { size: Some(size as u64), ..SetAttr::default() };
+        let cut = self
+            .ino(name)
+            .and_then(|ino| self.volume.setattr(ino, &change, ROOT, Wait::Yes).map(|_| ()));
+        self.told(cut, next);
+    }
+
+    fn rename(&mut self, from: &str, to: &str) {
+        let mut next = self.now();
+        let Some(content) = next.remove(from) else { return };
+        next.insert(to.to_owned(), content);
+        let (root, how) = (Ino::ROOT, RenameFlags::default());
+        let renamed =
+            self.volume.rename(root, from.as_bytes(), root, to.as_bytes(), how, Wait::Yes);
+        self.told(renamed, next);
+    }
+
+    fn unlink(&mut self, name: &str) {
+        let mut next = self.now();
+        if next.remove(name).is_some() {
+            let gone = self.volume.unlink(Ino::ROOT, name.as_bytes(), Wait::Yes);
+            self.told(gone, next);
+        }
+    }
+
+    fn clone_file(&mut self, from: &str, to: &str) {
+        let mut next = self.now();
+        let (Some(content), true) = (next.get(from).cloned(), next.contains_key(to)) else {
+            return;
+        };
+        let len = content.len() as u64;
+        next.insert(to.to_owned(), content);
+        let copied = self.ino(from).and_then(|from| {
+            let to = self.ino(to)?;
+            self.volume.copy_range((from, 0), (to, 0), len, ROOT, Wait::Yes).map(|_| ())
+        });
+        self.told(copied, next);
+    }
+
+    /// The work; whatever fails, it goes on.
+    fn run(&mut self) {
+        self.write("old", 5_000, b"in the middle of a chunk");
+        self.sync("old");
+        self.write("a", 0, &noise(1, 30_000));
+        self.truncate("old", 33_333);
+        self.rename("a", "b");
+        self.sync("b");
+        self.clone_file("old", "b");
+        self.write("b", 100, b"no longer shared");
+        self.sync("b");
+        let _ = self.volume.meta.take_in();
+        let _ = self.volume.store.save_index();
+        self.read();
+        self.write("c", 0, &noise(2, 40_000));
+        self.unlink("old");
+        self.sync("c");
+        self.write("d", 0, &noise(3, 50_000));
+        self.truncate("d", 10);
+        self.write("d", 30_000, b"behind a hole");
+        self.sync("d");
+        self.read();
+    }
+}
+
+fn files(volume: &Volume) -> Files {
+    let mut names = Vec::new();
+    volume
+        .readdir(Ino::ROOT, 0, &mut |item| {
+            names.push(String::from_utf8(item.name).unwrap());
+            true
+        })
+        .unwrap();
+    let content = |name: String| {
+        let ino = volume.lookup(Ino::ROOT, name.as_bytes()).unwrap().ino;
+        volume.forget(ino, 1);
+        let bytes = volume.read(ino, 0, 100_000).unwrap();
+        assert_eq!(bytes.len() as u64, volume.getattr(ino).unwrap().size);
+        (name, bytes)
+    };
+    names.into_iter().filter(|name| !name.starts_with('.')).map(content).collect()
+}
+
+/// Fails the `n`-th call of the whole work; answers whether there was one.
+fn fail_work(base: &SimDisk, clock: &SimClock, (n, errno, kind): (u64, i32, CallKind)) -> bool {
+    let label = format!("call {n} of {kind:?} fails with {errno}");
+    let disk = base.crash(Keep::All);
+    let before = Files::from([("old".to_owned(), noise(0, 40_000))]);
+    disk.fail_call(n, errno, kind);
+    let opened = Volume::open(Arc::new(disk.clone()), Arc::new(clock.clone()), small());
+    let mut states = vec![before.clone()];
+    let mut work = None;
+    if let Ok(volume) = opened {
+        let mut done = Work::new(volume, &before, &label);
+        done.run();
+        let left = disk.failures_left();
+        disk.clear_failures();
+        done.read();
+        let mut whole = true;
+        for name in done.now().into_keys() {
+            whole &= done.sync(&name);
+        }
+        let poisoned = done.volume.status().unwrap().poisoned;
+        assert!(whole || done.lost || poisoned, "{label}: a sync fails on");
+        assert!(!poisoned || kind != CallKind::Write || errno != libc::ENOSPC, "{label}");
+        assert!(!poisoned || kind != CallKind::Read, "{label}: a read poisons");
+        if left == 0 || n % 2 == 0 {
+            let _ = done.volume.close();
+        }
+        states.clone_from(&done.states);
+        if left > 0 {
+            assert!(whole && !done.lost && !poisoned, "{label}: nothing failed");
+            return false;
+        }
+        work = Some(done);
+    }
+    for keep in [Keep::Nothing, Keep::All] {
+        let image = disk.crash(keep);
+        assert_clean(&image, clock, true, &label);
+        let volume = open(&image, clock, small());
+        let found = files(&volume);
+        match &work {
+            Some(work) => assert!(work.may_be(&found, &states), "{label}: another state"),
+            None => assert!(found == before, "{label}: opening changed something"),
+        }
+        add(&volume, 10).unwrap();
+    }
+    true
+}
+
+/// Fails one call of the work after another; a plain run leaves most of them out.
+fn fail_work_at_each(errno: i32, kind: CallKind) {
+    let (disk, clock) = (SimDisk::new(), SimClock::new());
+    create(&disk, &clock);
+    let volume = open(&disk, &clock, small());
+    Work::new(Arc::clone(&volume), &Files::new(), "base").write("old", 0, &noise(0, 40_000));
+    volume.close().unwrap();
+    drop(volume);
+    let stride = STRIDE / u64::from(crate::testing::factor()).clamp(1, STRIDE);
+    let first = 1 + crate::testing::seed() % stride;
+    let numbers = (first..).step_by(stride as usize);
+    let mut failed = Vec::new();
+    let met = numbers.take_while(|&n| {
+        let work = AssertUnwindSafe(|| fail_work(&disk, &clock, (n, errno, kind)));
+        catch_unwind(work).unwrap_or_else(|_| {
+            failed.push(n);
+            true
+        })
+    });
+    let met = met.take(CALLS_MAX).count();
+    assert!(failed.is_empty(), "the calls {failed:?} of {kind:?} failing with {errno}");
+    println!("{met} calls of {kind:?} failed with {errno}");
+    assert!(1 < met, "only {met} failures were met");
+}
+
+#[test]
+fn any_call_of_the_work_may_fail() {
+    fail_work_at_each(libc::EIO, CallKind::Any);
+}
+
+#[test]
+fn any_call_of_the_work_may_find_no_space() {
+    fail_work_at_each(libc::ENOSPC, CallKind::Any);
+}
+
+#[test]
+fn any_read_of_the_work_may_fail() {
+    fail_work_at_each(libc::EIO, CallKind::Read);
+}
+
+#[test]
+fn any_write_of_the_work_may_be_short() {
+    fail_work_at_each(libc::EIO, CallKind::Write);
+    fail_work_at_each(libc::ENOSPC, CallKind::Write);
+}
+
+#[test]
+fn any_sync_of_the_work_may_fail() {
+    fail_work_at_each(libc::EIO, CallKind::Sync);
 }
