@@ -62,7 +62,13 @@ pub(super) struct NodeState {
 
 impl NodeState {
     fn is_idle(&self) -> bool {
-        self.lookups == 0 && self.opens == 0 && self.layers.is_empty() && !self.queued
+        // A loss stays known until somebody is told, or the file is gone.
+        let owes_nothing = self.error.is_none() || self.destroyed.is_some();
+        self.lookups == 0
+            && self.opens == 0
+            && self.layers.is_empty()
+            && !self.queued
+            && owes_nothing
     }
 }
 

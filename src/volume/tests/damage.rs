@@ -401,15 +401,20 @@ fn judge(sample: &Sample, disk: &SimDisk, how: How, path: &str, tally: &mut Tall
     write_on(&volume);
 }
 
-/// The volume may take changes or not: it says which, and keeps what it took.
+/// The volume may take changes or not: it says which, and keeps what it took. Bytes that it holds
+/// already may be damaged where they lie, which is told when they are read.
 fn write_on(volume: &Volume) {
-    let make = Make { mode: MODE_FILE | 0o644, rdev: 0 };
-    let Ok(attr) = volume.mknod(Ino::ROOT, b"new", &make, ROOT, Wait::Yes) else { return };
-    let bytes = noise(2, 20_000);
-    let written = volume.write(attr.ino, 0, &bytes, false, Wait::Yes);
-    if written.and_then(|()| volume.fsync(attr.ino, Wait::Yes)).is_ok() {
-        let found = volume.read(attr.ino, 0, bytes.len() + 1);
-        assert!(found.is_ok_and(|found| found == bytes), "what was just written is not there");
+    for (name, bytes) in [("new", noise(99, 20_000)), ("again", noise(2, 20_000))] {
+        let make = Make { mode: MODE_FILE | 0o644, rdev: 0 };
+        let made = volume.mknod(Ino::ROOT, name.as_bytes(), &make, ROOT, Wait::Yes);
+        let Ok(attr) = made else { continue };
+        let written = volume.write(attr.ino, 0, &bytes, false, Wait::Yes);
+        if written.and_then(|()| volume.fsync(attr.ino, Wait::Yes)).is_ok() {
+            match volume.read(attr.ino, 0, bytes.len() + 1) {
+                Ok(found) => assert!(found == bytes, "other bytes than were just written"),
+                Err(error) => assert!(name == "again", "what was just written: {error}"),
+            }
+        }
     }
     let _ = volume.close();
 }

@@ -1,6 +1,6 @@
 //! Failing I/O: whatever call fails, nobody panics or hangs, and what was acknowledged stays.
 //!
-//! `PYRAMIDFS_CASES_FACTOR=40 cargo test --release --lib faults` fails every call of the work.
+//! `PYRAMIDFS_CASES_FACTOR=20 cargo test --release --lib faults` fails each of some thousand calls.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -130,9 +130,8 @@ fn after_a_failed_sync_all_changes_are_refused_until_the_volume_is_opened_again(
     add(&volume, 2).unwrap();
 }
 
-/// Calls that fail in a plain run, of each kind: every so many-th. `PYRAMIDFS_CASES_FACTOR` of this
-/// or more takes all.
-const STRIDE: u64 = 40;
+/// How often the work is done in one case, at most; `PYRAMIDFS_CASES_FACTOR` times otherwise.
+const ROUNDS_MAX: u64 = 20;
 
 /// More calls than the work has.
 const CALLS_MAX: usize = 3000;
@@ -297,10 +296,14 @@ impl Work {
     }
 
     /// The work; whatever fails, it goes on.
-    fn run(&mut self) {
+    fn run(&mut self, rounds: u64) {
+        (0..rounds).for_each(|round| self.round(10 * round));
+    }
+
+    fn round(&mut self, seed: u64) {
         self.write("old", 5_000, b"in the middle of a chunk");
         self.sync("old");
-        self.write("a", 0, &noise(1, 30_000));
+        self.write("a", 0, &noise(seed + 1, 30_000));
         self.truncate("old", 33_333);
         self.rename("a", "b");
         self.sync("b");
@@ -310,10 +313,10 @@ impl Work {
         let _ = self.volume.meta.take_in();
         let _ = self.volume.store.save_index();
         self.read();
-        self.write("c", 0, &noise(2, 40_000));
+        self.write("c", 0, &noise(seed + 2, 40_000));
         self.unlink("old");
         self.sync("c");
-        self.write("d", 0, &noise(3, 50_000));
+        self.write("d", 0, &noise(seed + 3, 50_000));
         self.truncate("d", 10);
         self.write("d", 30_000, b"behind a hole");
         self.sync("d");
@@ -339,6 +342,10 @@ fn files(volume: &Volume) -> Files {
     names.into_iter().filter(|name| !name.starts_with('.')).map(content).collect()
 }
 
+fn rounds() -> u64 {
+    u64::from(crate::testing::factor()).min(ROUNDS_MAX)
+}
+
 /// Fails the `n`-th call of the whole work; answers whether there was one.
 fn fail_work(base: &SimDisk, clock: &SimClock, (n, errno, kind): (u64, i32, CallKind)) -> bool {
     let label = format!("call {n} of {kind:?} fails with {errno}");
@@ -350,7 +357,7 @@ fn fail_work(base: &SimDisk, clock: &SimClock, (n, errno, kind): (u64, i32, Call
     let mut work = None;
     if let Ok(volume) = opened {
         let mut done = Work::new(volume, &before, &label);
-        done.run();
+        done.run(rounds());
         let left = disk.failures_left();
         disk.clear_failures();
         done.read();
@@ -394,9 +401,8 @@ fn fail_work_at_each(errno: i32, kind: CallKind) {
     Work::new(Arc::clone(&volume), &Files::new(), "base").write("old", 0, &noise(0, 40_000));
     volume.close().unwrap();
     drop(volume);
-    let stride = STRIDE / u64::from(crate::testing::factor()).clamp(1, STRIDE);
-    let first = 1 + crate::testing::seed() % stride;
-    let numbers = (first..).step_by(stride as usize);
+    // A plain run takes every second call.
+    let numbers = (1..).step_by(if rounds() == 1 { 2 } else { 1 });
     let mut failed = Vec::new();
     let met = numbers.take_while(|&n| {
         let work = AssertUnwindSafe(|| fail_work(&disk, &clock, (n, errno, kind)));
@@ -435,4 +441,37 @@ fn any_write_of_the_work_may_be_short() {
 #[test]
 fn any_sync_of_the_work_may_fail() {
     fail_work_at_each(libc::EIO, CallKind::Sync);
+}
+
+#[test]
+fn a_read_that_fails_in_a_flush_costs_what_was_written_and_not_the_volume() {
+    let (disk, clock) = (SimDisk::new(), SimClock::new());
+    create(&disk, &clock);
+    let volume = open(&disk, &clock, small());
+    add(&volume, 0).unwrap();
+    volume.close().unwrap();
+    drop(volume);
+    let mut lost = 0;
+    for n in 1..6 {
+        let label = format!("read {n}");
+        let image = disk.crash(Keep::All);
+        let volume = open(&image, &clock, small());
+        let ino = volume.lookup(Ino::ROOT, name(0).as_bytes()).unwrap().ino;
+        volume.write(ino, 39_000, &[7; 2_000], false, Wait::Yes).unwrap();
+        volume.forget(ino, 1);
+        image.fail_call(n, libc::EIO, CallKind::Read);
+        volume.sync().unwrap();
+        image.clear_failures();
+        if let Err(error) = volume.fsync(ino, Wait::Yes) {
+            assert!(matches!(error, Error::WriteLost { .. }), "{label}: {error}");
+            lost += 1;
+            volume.fsync(ino, Wait::Yes).unwrap();
+            let found = volume.read(ino, 0, 50_000).unwrap();
+            assert!(found == [noise(0, 40_000), vec![0; 1_000]].concat(), "{label}");
+        }
+        add(&volume, 1).unwrap();
+        volume.close().unwrap();
+        assert_clean(&image, &clock, true, &label);
+    }
+    assert!(lost > 0, "no read failed");
 }
