@@ -15,6 +15,8 @@
 mod cache;
 mod finding;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod index;
 mod log;
 mod open;

@@ -159,7 +159,7 @@ impl Superblock {
         format!("{body}checksum = {checksum}\n")
     }
 
-    fn parse(bytes: &[u8]) -> Result<Superblock, Error> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Superblock, Error> {
         let bad = |why: String| Error::BadSuperblock { why };
         let text = std::str::from_utf8(bytes).map_err(|_| bad("it is not text".to_owned()))?;
         // The version comes first: a newer format may have any other lines.
