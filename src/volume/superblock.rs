@@ -234,7 +234,7 @@ pub fn compression_value(text: &str) -> Option<Compression> {
 fn uuid_bytes(text: &str) -> Option<[u8; 16]> {
     let hex: String = text.chars().filter(|&letter| letter != '-').collect();
     let mut uuid = [0; 16];
-    if hex.len() != 32 || !hex.is_ascii() {
+    if hex.len() != 32 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
     for (byte, digits) in uuid.iter_mut().zip(hex.as_bytes().chunks(2)) {

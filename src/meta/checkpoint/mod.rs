@@ -302,5 +302,5 @@ pub(super) fn decode_position(bytes: &[u8]) -> std::result::Result<LogPosition, 
         sequence: reader.varint()?,
     };
     reader.finish()?;
-    Ok(position)
+    if position.is_possible() { Ok(position) } else { Err(CodecError::Number) }
 }
