@@ -11,6 +11,7 @@
 //! Absent on purpose: chunks, packs, and any judgement beyond the errno table.
 
 mod adapter;
+mod answer;
 mod convert;
 mod errno;
 mod fusermount;

@@ -5,6 +5,7 @@
 //! the test has failed.
 
 mod acls;
+mod backing;
 mod commands;
 mod copies;
 mod full;

@@ -1,0 +1,190 @@
+//! What happens below the volume: its filesystem goes away, or others fill it; and a signal in the
+//! middle of the work.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::harness::{Numbers, Site, daemons, errno_of, is_mounted, need, run};
+
+/// `FS_IOC_SHUTDOWN` of ext4 and others: from now on every call fails, as when a disk is gone.
+const SHUTDOWN: libc::Ioctl = 0x8004_587d_u32 as libc::Ioctl;
+/// Without writing the journal out: what was not synced is lost, as when power fails.
+const WITHOUT_FLUSH: u32 = 2;
+
+/// A filesystem of its own for the volume, gone with the value.
+struct Backing {
+    dir: PathBuf,
+    image: PathBuf,
+}
+
+impl Backing {
+    /// An ext4 on a loop device.
+    fn ext4(site: &Site) -> Backing {
+        need("mkfs.ext4", "e2fsprogs");
+        let backing = Backing { dir: site.volume(), image: site.path("image") };
+        File::create(&backing.image).unwrap().set_len(512 << 20).unwrap();
+        run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&backing.image));
+        fs::create_dir(&backing.dir).unwrap();
+        backing.mount();
+        fs::remove_dir(backing.dir.join("lost+found")).unwrap();
+        backing
+    }
+
+    /// A filesystem in memory of that size.
+    fn memory(site: &Site, size: &str) -> Backing {
+        let backing = Backing { dir: site.volume(), image: PathBuf::new() };
+        fs::create_dir(&backing.dir).unwrap();
+        let options = format!("size={size}");
+        let mut mount = Command::new("mount");
+        run(mount.args(["-t", "tmpfs", "-o", &options, "none"]).arg(&backing.dir));
+        backing
+    }
+
+    fn mount(&self) {
+        run(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.dir]));
+    }
+
+    /// Cuts the power, and mounts again: the journal brings back what was synced.
+    fn lose_power(&self) {
+        let (dir, how) = (File::open(&self.dir).unwrap(), WITHOUT_FLUSH);
+        // SAFETY: the call reads one number, which lives until it returns.
+        let down = unsafe { libc::ioctl(dir.as_raw_fd(), SHUTDOWN, &raw const how) };
+        assert_eq!(down, 0, "{}", std::io::Error::last_os_error());
+    }
+
+    fn mount_again(&self) {
+        run(Command::new("umount").arg(&self.dir));
+        self.mount();
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.dir).output();
+    }
+}
+
+fn written(path: &Path, seed: u64, count: usize) -> Vec<u8> {
+    let bytes = Numbers(seed).bytes(count);
+    let mut file = File::create(path).unwrap();
+    file.write_all(&bytes).unwrap();
+    file.sync_all().unwrap();
+    bytes
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_power_loss_of_the_filesystem_below() {
+    let site = Site::bare();
+    let backing = Backing::ext4(&site);
+    site.ok(["mkfs".as_ref(), site.volume().as_os_str()]);
+    let mut kept = Vec::new();
+    for round in 0..4_u64 {
+        site.mount();
+        for (name, bytes) in &kept {
+            assert!(&fs::read(site.at(name)).unwrap() == bytes, "{name} in round {round}");
+        }
+        for number in 0..5 {
+            let name = format!("kept-{round}-{number}");
+            let bytes = written(&site.at(&name), round * 10 + number, 300_000);
+            kept.push((name, bytes));
+        }
+        // Neither durable nor forbidden to be: its bytes are right or not there.
+        let mut loose = File::create(site.at(format!("loose-{round}"))).unwrap();
+        loose.write_all(&Numbers(99).bytes(5 << 20)).unwrap();
+        backing.lose_power();
+        let refused = loose.sync_all().and_then(|()| loose.sync_all());
+        assert_eq!(errno_of(refused), libc::EIO, "nothing can be durable now");
+        drop(loose);
+        let late = File::create(site.at("late")).and_then(|file| file.sync_all());
+        assert_ne!(errno_of(late), 0, "the volume takes no more changes");
+        site.kill_daemon();
+        run(Command::new("umount").arg("--lazy").arg(site.mountpoint()));
+        backing.mount_again();
+        site.check();
+    }
+    site.mount();
+    for (name, bytes) in &kept {
+        assert!(&fs::read(site.at(name)).unwrap() == bytes, "{name}");
+    }
+    site.umount_and_check();
+}
+
+#[test]
+fn a_filesystem_that_others_fill_to_the_last_byte_loses_nothing() {
+    let site = Site::bare();
+    let _backing = Backing::memory(&site, "96m");
+    site.ok(["mkfs".as_ref(), site.volume().as_os_str()]);
+    site.mount();
+    let kept = written(&site.at("kept"), 1, 8 << 20);
+    let mut open = File::create(site.at("open")).unwrap();
+    open.write_all(&Numbers(2).bytes(6 << 20)).unwrap();
+    // Also the room that the volume had set its eyes on.
+    let stranger = site.volume().join("stranger");
+    let filled = File::create(&stranger).and_then(|mut file| {
+        loop {
+            file.write_all(&[7; 65536])?;
+        }
+    });
+    assert_eq!(errno_of::<()>(filled), libc::ENOSPC);
+    let refused = open.sync_all();
+    assert_eq!(errno_of(refused), libc::ENOSPC);
+    assert!(fs::read(site.at("kept")).unwrap() == kept, "reading goes on");
+    assert_eq!(errno_of(File::create(site.at("new"))), libc::ENOSPC);
+    fs::remove_file(&stranger).unwrap();
+    // The failed fsync said that bytes are lost: whoever wants them writes them again.
+    let stored = (0..100).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let again = open.write_all_at(&Numbers(2).bytes(6 << 20), 0);
+        again.and_then(|()| open.sync_all()).is_ok()
+    });
+    assert!(stored, "the volume goes on when there is room");
+    let more = written(&site.at("more"), 3, 1 << 20);
+    drop(open);
+    site.remount();
+    assert!(fs::read(site.at("kept")).unwrap() == kept);
+    assert!(fs::read(site.at("open")).unwrap() == Numbers(2).bytes(6 << 20));
+    assert!(fs::read(site.at("more")).unwrap() == more);
+    site.umount_and_check();
+}
+
+#[test]
+fn a_signal_in_the_middle_of_writing_stores_what_was_acknowledged() {
+    let site = Site::mounted();
+    let pid = Pid::from_raw(daemons(&site.volume())[0]);
+    let path = site.at("log");
+    let writer = std::thread::spawn(move || {
+        let mut file = File::create(&path).unwrap();
+        let mut acknowledged = 0_u64;
+        for number in 0_u64.. {
+            let written = file.write_all(&Numbers(number).bytes(40_000));
+            if written.and_then(|()| file.sync_data()).is_err() {
+                break;
+            }
+            acknowledged = number + 1;
+            if number == 20 {
+                kill(pid, Signal::SIGTERM).unwrap();
+            }
+        }
+        acknowledged
+    });
+    let acknowledged = writer.join().unwrap();
+    assert!(20 < acknowledged);
+    while is_mounted(&site.path("")) {
+        std::thread::yield_now();
+    }
+    // Waits for the daemon, which waits for the file.
+    site.mount();
+    let bytes = fs::read(site.at("log")).unwrap();
+    for number in 0..acknowledged {
+        let at = number as usize * 40_000;
+        assert!(bytes[at..at + 40_000] == Numbers(number).bytes(40_000), "record {number}");
+    }
+    site.umount_and_check();
+}
