@@ -10,6 +10,9 @@ pub mod check;
 pub mod chunk;
 pub mod cli;
 pub mod fuse;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hash;
 pub mod meta;
 pub mod pyramid;

@@ -42,6 +42,8 @@ impl Source {
             || self.path.contains("/tests/")
             || self.path.starts_with("tests/")
             || self.path == "src/testing.rs"
+            || self.path.ends_with("/fuzzing.rs")
+            || self.path.starts_with("src/fuzzing/")
     }
 
     /// The lines of the program: no comments, nothing from a module of tests on.
@@ -70,7 +72,7 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
 
 fn sources() -> Vec<Source> {
     let mut files = Vec::new();
-    for dir in ["src", "tests", "benches", "examples"] {
+    for dir in ["src", "tests", "benches", "examples", "fuzz/targets"] {
         collect(&root().join(dir), &mut files);
     }
     files.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));

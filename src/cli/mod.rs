@@ -9,6 +9,8 @@ mod check;
 mod control;
 mod daemon;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod hash;
 mod log;
 mod mkfs;

@@ -18,6 +18,8 @@
 mod checkpoint;
 mod codec;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod groups;
 pub mod key;
 mod layers;

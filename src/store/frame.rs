@@ -37,6 +37,10 @@ pub const FRAME_PAYLOAD_BYTES: usize = 64 * 1024;
 /// A list is never longer: what claims to be is no header.
 pub const LIST_BYTES_MAX: usize = 1024 * 1024;
 
+/// Compressed payloads are never longer when decoded: what claims to be is damaged. It is far more
+/// than [`FRAME_PAYLOAD_BYTES`] and the longest chunk.
+const PACKED_BYTES_MAX: u32 = 4 * 1024 * 1024;
+
 /// The first bytes of every frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"PYRF";
 const DATA_ITEM_BYTES: usize = 36;
@@ -477,6 +481,9 @@ pub fn compress(compression: super::Compression, raw: &[u8]) -> (Codec, Option<V
 
 /// Decodes a payload; `None` when it is not `raw_bytes` long in the end.
 pub fn decompress(codec: Codec, stored: &[u8], raw_bytes: u32) -> Option<Vec<u8>> {
+    if codec != Codec::None && PACKED_BYTES_MAX < raw_bytes {
+        return None;
+    }
     let raw = match codec {
         Codec::None => stored.to_vec(),
         Codec::Lz4 => lz4_flex::block::decompress(stored, raw_bytes as usize).ok()?,

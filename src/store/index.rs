@@ -350,11 +350,12 @@ impl Index {
         let mut found = Vec::new();
         let mut damaged = false;
         for entry in disk.read_dir(INDEX_DIR)? {
-            let Some(this) = super::pack::parse_name(&entry.name, ".run") else {
+            let this = super::pack::parse_name(&entry.name, ".run");
+            let Some(this) = this.filter(|this| *this < super::COUNT_MAX) else {
                 disk.remove_file(&format!("{INDEX_DIR}/{}", entry.name))?;
                 continue;
             };
-            *number = (*number).max(this.saturating_add(1));
+            *number = (*number).max(this + 1);
             match Run::open(disk, &entry.name, &self.volume_id)? {
                 Some(run) if run.head.to.sequence <= end.sequence => found.push(Arc::new(run)),
                 _ => {

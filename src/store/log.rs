@@ -197,7 +197,7 @@ impl Log {
             let text = "too many packs in one group";
             return Err(fatal("begin a pack")(io::Error::other(text)));
         }
-        if self.next_number >= 1 << 28 {
+        if self.next_number >= pack::PACK_NUMBERS {
             let text = "all numbers of packs are used up";
             return Err(fatal("begin a pack")(io::Error::other(text)));
         }

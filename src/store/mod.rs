@@ -15,6 +15,8 @@
 mod cache;
 mod finding;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod index;
 mod log;
 mod open;
@@ -210,6 +212,16 @@ pub struct LogPosition {
     pub offset: u64,
     /// The record's sequence number.
     pub sequence: u64,
+}
+
+/// No log has as many records, or chunks, or bytes: what claims to is none.
+const COUNT_MAX: u64 = 1 << 62;
+
+impl LogPosition {
+    /// Whether a log can be there. Checksums keep out damage, not what was made to fit them.
+    pub(crate) fn is_possible(&self) -> bool {
+        self.pack < pack::PACK_NUMBERS && self.offset < 1 << 32 && self.sequence < COUNT_MAX
+    }
 }
 
 /// A commit record.

@@ -24,7 +24,8 @@ use super::frame::{self, Entry, Kind, Life};
 use super::index::Index;
 use super::log::{Log, OpenPack};
 use super::pack::{
-    self, At, Found, Gap, PACK_HEADER_BYTES, PACKS_DIR, PackFile, PackHeader, PackKind,
+    self, At, Found, Gap, PACK_HEADER_BYTES, PACK_NUMBERS, PACKS_DIR, PackFile, PackHeader,
+    PackKind,
 };
 use super::pipeline::Pipeline;
 use super::reader::Lookup;
@@ -32,6 +33,9 @@ use super::record::{RecordHead, run_on};
 use super::{Error, FILES_MAX, Finding, Inner, Location, LogPosition, Options, Record, Result};
 use crate::chunk::Profile;
 use crate::sys::{Access, Disk};
+
+/// Records that are missing in a row and are named one by one.
+const MISSING_MAX: usize = 1000;
 
 /// What opening gives.
 pub struct Recovered {
@@ -63,8 +67,12 @@ pub fn list(disk: &dyn Disk) -> Result<Listing> {
         }
         let path = format!("{PACKS_DIR}/{}", dir.name);
         for entry in disk.read_dir(&path).map_err(Error::io(action))? {
-            let number = pack::parse_name(&entry.name, ".pack");
-            let aside = pack::parse_name(&entry.name, ".pack.aside");
+            // A number that no pack can have is nobody's, and none to go on from.
+            let parse = |suffix| {
+                pack::parse_name(&entry.name, suffix).filter(|number| *number < PACK_NUMBERS)
+            };
+            let number = parse(".pack");
+            let aside = parse(".pack.aside");
             listing.number_max = listing.number_max.max(number.or(aside).unwrap_or(0));
             listing.numbers.extend(number.filter(|number| pack::pack_dir(*number) == path));
         }
@@ -205,7 +213,8 @@ impl Recovery {
                     _ => None,
                 };
                 // A number that does not rise is none of this log's: passed over as damage.
-                let record = record.filter(|record| sequence < record.sequence);
+                let record =
+                    record.filter(|record| sequence < record.sequence && record.is_possible());
                 sequence = record.as_ref().map_or(sequence, |record| record.sequence);
                 tail.frames.push(Light {
                     pack: *number,
@@ -308,7 +317,7 @@ impl Recovery {
             let Some(position) = position(tail, at).filter(|position| *position <= end) else {
                 continue;
             };
-            for sequence in expected..position.sequence {
+            for sequence in (expected..position.sequence).take(MISSING_MAX) {
                 self.findings.push(Finding::RecordMissing { sequence });
             }
             expected = position.sequence + 1;
@@ -498,6 +507,7 @@ fn complete(
             to = found.end();
             if found.header.kind == Kind::Record {
                 let head = RecordHead::decode(found.list());
+                let head = head.filter(RecordHead::is_possible);
                 sequence = head.map_or(sequence, |head| head.sequence.max(sequence));
             }
             enter(inner, &file, found, findings)?;

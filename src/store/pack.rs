@@ -39,6 +39,9 @@ pub const PACK_VERSION: u32 = 1;
 /// The directory of all packs.
 pub const PACKS_DIR: &str = "packs";
 
+/// Numbers of packs are below this: a location has 28 bits for them.
+pub const PACK_NUMBERS: u64 = 1 << 28;
+
 const MAGIC: [u8; 8] = *b"PYRPACK1";
 const TRAILER_MAGIC: [u8; 4] = *b"PEND";
 const FOOTER_ITEM_BYTES: usize = 16;
@@ -287,7 +290,7 @@ impl PackFile {
         if !whole || crc32c::crc32c(&payload) != footer.header.payload_crc {
             return Ok(None);
         }
-        Ok(decode_footer(&payload, self.life))
+        Ok(decode_footer(&payload, self.life, footer.offset))
     }
 
     /// Returns all frames from the start of the pack up to `end`, and the gaps between them.
@@ -344,14 +347,23 @@ fn decode_trailer(bytes: &[u8], life: Life) -> Option<u64> {
     sound.then_some(u64_at(bytes, 0)?)
 }
 
-fn decode_footer(payload: &[u8], life: Life) -> Option<Vec<Found>> {
+/// Decodes what the footer at `end` repeats: frames that lie one behind the other, up to there.
+fn decode_footer(payload: &[u8], life: Life, end: u64) -> Option<Vec<Found>> {
     let mut frames = Vec::new();
     let mut rest = payload;
+    let mut free_from = PACK_HEADER_BYTES;
     while !rest.is_empty() {
         let offset = u64_at(rest, 0)?;
+        if offset < free_from || end <= offset {
+            return None;
+        }
         let head_end = FOOTER_ITEM_BYTES.checked_add(u32_at(rest, 8)? as usize)?;
         let head = rest.get(FOOTER_ITEM_BYTES..head_end)?;
         let header = frame::decode(head, life.seed(offset)).ok()?;
+        free_from = offset.checked_add(header.frame_bytes())?;
+        if head.len() as u64 != header.head_bytes() || end < free_from {
+            return None;
+        }
         frames.push(Found { offset, header, head: head.to_vec() });
         rest = rest.get(head_end..)?;
     }

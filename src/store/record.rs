@@ -17,7 +17,9 @@
 //!
 //! Absent on purpose: what entries mean.
 
+use super::LogPosition;
 use super::frame::{LIST_BYTES_MAX, u32_at, u64_at};
+use super::pack::PACK_NUMBERS;
 
 /// Bytes before the numbers of packs.
 pub const RECORD_HEAD_BYTES: usize = 40;
@@ -57,6 +59,13 @@ impl RecordHead {
             bytes.extend_from_slice(&pack.to_le_bytes());
         }
         bytes
+    }
+
+    /// Whether a log can have it. Checksums keep out damage, not what was made to fit them.
+    pub fn is_possible(&self) -> bool {
+        let (pack, offset, sequence) = (self.previous_pack, self.previous_offset, self.sequence);
+        LogPosition { pack, offset, sequence }.is_possible()
+            && self.begun.iter().all(|pack| *pack < PACK_NUMBERS)
     }
 
     /// Decodes it; `None` when the bytes are no record's head.

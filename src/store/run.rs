@@ -31,7 +31,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::frame::{u32_at, u64_at};
-use super::{LogPosition, pack};
+use super::{COUNT_MAX, LogPosition, pack};
 use crate::sys::{Access, Disk, DiskFile};
 
 /// The directory of runs.
@@ -96,7 +96,7 @@ impl RunHead {
         if !is_sound(block) || !block.starts_with(&MAGIC) || block.get(8..24)? != volume_id {
             return None;
         }
-        Some(RunHead {
+        let head = RunHead {
             entries: u64_at(block, 24)?,
             from: (u64_at(block, 32)?, u64_at(block, 40)?),
             to: LogPosition {
@@ -105,7 +105,11 @@ impl RunHead {
                 sequence: u64_at(block, 64)?,
             },
             totals: Totals { chunks: u64_at(block, 72)?, bytes: u64_at(block, 80)? },
-        })
+        };
+        let (pack, offset) = head.from;
+        let from = LogPosition { pack, offset, ..head.to };
+        let sums = head.totals.chunks < COUNT_MAX && head.totals.bytes < COUNT_MAX;
+        (sums && from.is_possible() && head.to.is_possible()).then_some(head)
     }
 }
 

@@ -36,6 +36,8 @@ mod dirty;
 mod error;
 mod flags;
 mod flush;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod io;
 mod names;
 mod node;

@@ -159,7 +159,7 @@ impl Superblock {
         format!("{body}checksum = {checksum}\n")
     }
 
-    fn parse(bytes: &[u8]) -> Result<Superblock, Error> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Superblock, Error> {
         let bad = |why: String| Error::BadSuperblock { why };
         let text = std::str::from_utf8(bytes).map_err(|_| bad("it is not text".to_owned()))?;
         // The version comes first: a newer format may have any other lines.
@@ -234,7 +234,7 @@ pub fn compression_value(text: &str) -> Option<Compression> {
 fn uuid_bytes(text: &str) -> Option<[u8; 16]> {
     let hex: String = text.chars().filter(|&letter| letter != '-').collect();
     let mut uuid = [0; 16];
-    if hex.len() != 32 || !hex.is_ascii() {
+    if hex.len() != 32 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
     for (byte, digits) in uuid.iter_mut().zip(hex.as_bytes().chunks(2)) {

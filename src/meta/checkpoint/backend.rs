@@ -238,6 +238,15 @@ fn trailer_of(page: u64, bytes: &[u8]) -> [u8; TRAILER_BYTES] {
     ((u64::from(WRITTEN) << 32) | u64::from(crc)).to_le_bytes()
 }
 
+/// Gives every whole page of a file the trailer that fits.
+#[cfg(any(test, fuzzing))]
+pub(in crate::meta) fn seal_pages(stored: &mut [u8]) {
+    for (page, stored) in stored.chunks_exact_mut(STORED_BYTES).enumerate() {
+        let (bytes, trailer) = stored.split_at_mut(PAGE_BYTES);
+        trailer.copy_from_slice(&trailer_of(page as u64, bytes));
+    }
+}
+
 /// redb's way to the file.
 pub(in crate::meta) struct Backend(pub(in crate::meta) Arc<PageFile>);
 

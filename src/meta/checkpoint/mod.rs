@@ -285,7 +285,7 @@ fn bad_page(error: &io::Error) -> Option<u64> {
     error.get_ref()?.downcast_ref::<BadPage>().map(|bad| bad.page)
 }
 
-fn encode_position(position: LogPosition) -> Vec<u8> {
+pub(super) fn encode_position(position: LogPosition) -> Vec<u8> {
     let mut out = vec![POSITION_FORMAT];
     for number in [position.pack, position.offset, position.sequence] {
         put_varint(&mut out, number);
@@ -293,7 +293,7 @@ fn encode_position(position: LogPosition) -> Vec<u8> {
     out
 }
 
-fn decode_position(bytes: &[u8]) -> std::result::Result<LogPosition, CodecError> {
+pub(super) fn decode_position(bytes: &[u8]) -> std::result::Result<LogPosition, CodecError> {
     let mut reader = Reader::new(bytes);
     match reader.byte()? {
         POSITION_FORMAT => {}
@@ -305,5 +305,5 @@ fn decode_position(bytes: &[u8]) -> std::result::Result<LogPosition, CodecError>
         sequence: reader.varint()?,
     };
     reader.finish()?;
-    Ok(position)
+    if position.is_possible() { Ok(position) } else { Err(CodecError::Number) }
 }

@@ -7,6 +7,7 @@ mod codec;
 mod crash;
 mod damage;
 mod format;
+mod hostile;
 mod limits;
 mod model;
 

@@ -1,0 +1,5 @@
+//! Fuzzes whole packs.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pyramidfs::fuzzing::run("pack", bytes));
