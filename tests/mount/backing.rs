@@ -81,6 +81,10 @@ fn written(path: &Path, seed: u64, count: usize) -> Vec<u8> {
 
 #[test]
 fn what_was_acknowledged_survives_a_power_loss_of_the_filesystem_below() {
+    if !Path::new("/dev/loop-control").exists() {
+        eprintln!("left out: this machine has no loop devices for a filesystem of its own");
+        return;
+    }
     let site = Site::bare();
     let backing = Backing::ext4(&site);
     site.ok(["mkfs".as_ref(), site.volume().as_os_str()]);
