@@ -10,7 +10,9 @@
 //! index only when all its children are found.
 //!
 //! Why one step back is enough: a record is appended after the sync of the one before returned, so
-//! only the last group can be torn. Whatever else is amiss is damage, and is reported.
+//! only the last group can be torn. Whatever else is amiss is damage, and is reported. So when the
+//! record before a torn one is missing, nothing is cut: a power loss cannot do that, and two
+//! commits would go.
 
 use std::collections::HashSet;
 use std::io;
@@ -230,14 +232,18 @@ impl Recovery {
 
     /// Returns which frame of the tail is the last commit record; `None` when that is `from`.
     fn choose(&self, tail: &Tail) -> Result<Option<usize>> {
-        let mut records = (0..tail.frames.len()).rev().filter(|at| position(tail, *at).is_some());
-        let Some(last) = records.next() else {
+        let mut records = (0..tail.frames.len())
+            .rev()
+            .filter_map(|at| position(tail, at).map(|position| (at, position.sequence)));
+        let Some((last, sequence)) = records.next() else {
             return Ok(None);
         };
-        if self.group_is_whole(tail, last)? {
+        let before = records.next();
+        let known = before.map_or(self.from.sequence, |(_, sequence)| sequence);
+        if known + 1 < sequence || self.group_is_whole(tail, last)? {
             return Ok(Some(last));
         }
-        Ok(records.next())
+        Ok(before.map(|(at, _)| at))
     }
 
     /// Whether the frames that a record vouches for are there, with sound payloads.

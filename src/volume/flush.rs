@@ -217,7 +217,10 @@ impl Volume {
     /// Tells those who wait for dirty space, and poisons the volume if the store is.
     pub(super) fn note_failure(&self, error: &Error) {
         match error {
-            Error::NoSpace => self.budget.set_failing(Some(Failure::NoSpace)),
+            Error::NoSpace => {
+                self.space.forget();
+                self.budget.set_failing(Some(Failure::NoSpace));
+            }
             Error::WouldWait => {}
             error => {
                 self.commits.poison(error.to_string());

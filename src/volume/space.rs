@@ -1,9 +1,12 @@
 //! Room on the filesystem below: whether more bytes can be promised.
 //!
-//! Owns the reading of free space, taken anew after every so many bytes.
+//! Owns the reading of free space, taken anew after so many bytes, so long a time, and whenever the
+//! store found no space.
 //!
 //! Invariant: what is written is accepted only while the filesystem below has room for all dirty
 //! bytes, for the commit that follows, and for deletions after that.
+
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -15,6 +18,9 @@ const RESERVE_BYTES: u64 = 24 << 20;
 /// A reading is used until this many bytes were admitted on it.
 const REREAD_BYTES: u64 = 4 << 20;
 
+/// And for this long: others fill the filesystem below as well.
+const REREAD_AFTER: Duration = Duration::from_millis(100);
+
 /// The last reading.
 #[derive(Debug, Default)]
 pub(super) struct Space {
@@ -25,19 +31,32 @@ pub(super) struct Space {
 struct Reading {
     free_bytes: u64,
     admitted_bytes: u64,
+    taken_at: Duration,
+}
+
+impl Space {
+    /// Lets the next one look anew.
+    pub(super) fn forget(&self) {
+        *self.reading.lock() = None;
+    }
 }
 
 impl Volume {
     /// Refuses `bytes` more dirty bytes when there may be no room to store them.
     pub(super) fn admit(&self, bytes: u64) -> Result<(), Error> {
         let mut reading = self.space.reading.lock();
-        let fresh = match *reading {
-            Some(last) if last.admitted_bytes + bytes < REREAD_BYTES => last,
-            _ => {
+        let now = self.clock.monotonic();
+        let is_fresh = |last: &Reading| {
+            last.admitted_bytes + bytes < REREAD_BYTES
+                && now.saturating_sub(last.taken_at) < REREAD_AFTER
+        };
+        let fresh = match reading.filter(is_fresh) {
+            Some(last) => last,
+            None => {
                 let space = self.disk.space();
                 let space =
                     space.map_err(|source| Error::Io { action: "ask for free space", source })?;
-                Reading { free_bytes: space.available_bytes, admitted_bytes: 0 }
+                Reading { free_bytes: space.available_bytes, admitted_bytes: 0, taken_at: now }
             }
         };
         let needed = self.budget.used() + fresh.admitted_bytes + bytes + RESERVE_BYTES;

@@ -318,7 +318,7 @@ fn a_mount_in_the_foreground_ends_with_the_mount() {
     let mut lines = std::io::BufRead::lines(log).map(|line| line.unwrap());
     lines.by_ref().find(|line| line.contains("is mounted on")).expect("it says so");
     fs::write(site.at("file"), "x").unwrap();
-    site.ok(words(&[&"umount", &site.mountpoint()]));
+    site.umount_at(&site.mountpoint());
     assert_eq!(daemon.wait().unwrap().code(), Some(0));
     site.check();
 }

@@ -122,8 +122,20 @@ impl Site {
 
     /// Unmounts, and is sure that the daemon is gone.
     pub fn umount(&self) {
-        self.ok(["umount".as_ref(), self.mountpoint().as_os_str()]);
+        self.umount_at(&self.mountpoint());
         assert!(daemons(&self.volume()).is_empty(), "umount returned before the daemon was gone");
+    }
+
+    /// Unmounts what is mounted at `mountpoint`.
+    pub fn umount_at(&self, mountpoint: &Path) {
+        let mut command = Command::new(PROGRAM);
+        command.arg("umount").arg(mountpoint);
+        let output = settled(|| {
+            let output = command.output().unwrap();
+            let busy = String::from_utf8_lossy(&output.stderr).contains("is busy");
+            (!busy).then_some(output)
+        });
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Unmounts and mounts again: what the kernel remembers is gone.
@@ -220,6 +232,18 @@ pub fn run(command: &mut Command) -> Output {
         String::from_utf8_lossy(&output.stderr)
     );
     output
+}
+
+/// Tries until it is not busy: a process that another test is just starting holds, until it
+/// executes its program, what was open here when it was forked.
+pub fn settled<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..1000 {
+        if let Some(done) = attempt() {
+            return done;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("it stays busy");
 }
 
 /// Runs a line of the shell in `dir`, which must succeed, and returns what it prints.

@@ -17,7 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::harness::{PROGRAM, Site, daemons, errno_of, is_mounted, run, shell};
+use super::harness::{PROGRAM, Site, daemons, errno_of, is_mounted, run, settled, shell};
 
 const NOBODY: u32 = 65534;
 
@@ -40,18 +40,6 @@ fn remount(site: &Site, options: &str) {
         (!busy).then_some(output)
     });
     assert!(output.status.success(), "{list}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Tries until it is not busy: a process that another test is just starting holds for a moment
-/// what was open when it was forked.
-fn settled<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
-    for _ in 0..1000 {
-        if let Some(done) = attempt() {
-            return done;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    panic!("it stays busy");
 }
 
 fn remount_refused(site: &Site, options: &str) -> String {
@@ -98,9 +86,16 @@ fn with_helpers(site: &Site, script: &str) -> String {
     shown
 }
 
+/// A shell with mounts of its own. It lets go of the mounts of other tests, which were copied with
+/// all others: their daemons would live for as long as it does.
 fn in_namespace(site: &Site, script: &str) -> Command {
+    let prepare = r#"
+        awk -v own="$D/" 'index($2, "/pyramidfs-test-") && !index($2, own) { print $2 }' \
+            /proc/self/mounts | xargs -r -n 1 umount --lazy 2>/dev/null || true
+    "#;
+    let script = format!("{prepare}\n{script}");
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-euc", script]);
+    command.args(["--mount", "--propagation", "private", "sh", "-euc", &script]);
     command.env("PYRAMIDFS", PROGRAM).env("D", site.path("").canonicalize().unwrap());
     command.env("V", site.volume()).env("M", site.mountpoint()).stdin(Stdio::null());
     command
@@ -137,7 +132,7 @@ fn read_only_mounts_have_daemons_that_answer() {
     let device = fs::metadata(&other).unwrap().dev();
     let socket = PathBuf::from(format!("/run/pyramidfs/0-{}.sock", nix::sys::stat::minor(device)));
     assert_eq!(fs::symlink_metadata(&socket).unwrap().mode() & 0o777, 0o600);
-    site.ok(words(&[&"umount", &other]));
+    site.umount_at(&other);
     assert_eq!(daemons(&site.volume()).len(), 1, "umount returned before the daemon was gone");
     assert_eq!(fs::read(site.at("file")).unwrap(), b"content");
     site.umount();
@@ -246,7 +241,7 @@ fn a_remount_to_writable_is_refused_where_it_would_be_wrong() {
     let line = remount_refused(&site, "rw");
     assert!(line.contains("is in use by another process"), "{line}");
     fs::write(other.join("file"), "two").unwrap();
-    site.ok(words(&[&"umount", &other]));
+    site.umount_at(&other);
     let line = remount_refused(&site, "rw");
     assert!(line.contains("has changed since") && line.contains("mount again"), "{line}");
     // What was mounted is still served, read-only.
@@ -277,7 +272,7 @@ fn read_only_media() {
     assert_eq!(site.status()["read_only"], true);
     let line = remount_refused(&site, "rw");
     assert!(line.contains("read-only filesystem"), "{line}");
-    site.ok(words(&[&"umount", &site.mountpoint()]));
+    site.umount_at(&site.mountpoint());
     umount2(&media, MntFlags::empty()).unwrap();
 }
 
@@ -349,11 +344,11 @@ fn a_mount_bound_elsewhere_outlives_the_first() {
     let none = None::<&str>;
     mount(Some(&site.mountpoint()), &other, none, MsFlags::MS_BIND, none).unwrap();
     fs::write(site.at("file"), "x").unwrap();
-    site.ok(words(&[&"umount", &site.mountpoint()]));
+    site.umount_at(&site.mountpoint());
     assert_eq!(daemons(&site.volume()).len(), 1);
     assert_eq!(fs::read(other.join("file")).unwrap(), b"x");
     assert_eq!(site.status_of(&other)["mounted"], true);
-    site.ok(words(&[&"umount", &other]));
+    site.umount_at(&other);
     assert!(daemons(&site.volume()).is_empty(), "the last one waits for the daemon");
     site.check();
 }
@@ -381,7 +376,7 @@ fn the_source_is_shown_as_it_was_given() {
         site.ok(words(&[&"sync", &site.mountpoint()]));
         let line = refused(&site, &[&"check", &site.mountpoint()]);
         assert!(line.contains("is in use"), "{line}");
-        site.ok(words(&[&"umount", &site.mountpoint()]));
+        site.umount_at(&site.mountpoint());
         site.ok(words(&[&"check", &site.path("").join(name)]));
     }
 }
@@ -644,7 +639,7 @@ fn the_root_of_a_new_volume_belongs_to_who_made_it() {
     site.ok(words(&[&"mount", &site.path("bin/own"), &site.mountpoint()]));
     let about = fs::metadata(site.mountpoint()).unwrap();
     assert_eq!((about.uid(), about.gid(), about.mode() & 0o777), (NOBODY, NOBODY, 0o755));
-    site.ok(words(&[&"umount", &site.mountpoint()]));
+    site.umount_at(&site.mountpoint());
     site.mount();
     assert_eq!(fs::metadata(site.mountpoint()).unwrap().uid(), 0);
 }

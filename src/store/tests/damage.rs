@@ -176,6 +176,36 @@ fn damage_in_front_of_the_last_record_is_reported_and_nothing_is_thrown_away() {
 }
 
 #[test]
+fn a_torn_group_behind_a_missing_record_is_damage_and_nothing_is_cut() {
+    let (disk, positions) = volume();
+    let (ninth, last) = (positions[8], positions[9]);
+    let store = open(&disk).store;
+    let location = location_of(&store, 95);
+    drop(store);
+    let torn = |image: &SimDisk| {
+        image.rot(&pack::pack_path(location.pack), location.offset + 1, 1).unwrap();
+    };
+    // Alone, the last group may be torn by a power loss: it goes.
+    let image = disk.crash(Keep::All);
+    torn(&image);
+    let Opened { records, findings, .. } = open(&image);
+    assert_eq!(records.last().unwrap().position, ninth);
+    assert!(findings.iter().any(|one| matches!(one, Finding::TailCut { .. })), "{findings:?}");
+    // The record before it was durable: that one is missing only by damage.
+    let image = disk.crash(Keep::All);
+    torn(&image);
+    image.rot(&pack::pack_path(ninth.pack), ninth.offset - 20, 1).unwrap();
+    for from in [LogPosition::default(), positions[7]] {
+        let Opened { records, findings, .. } = open_from(&image, small(), from);
+        assert_eq!(records.last().unwrap().position, last);
+        assert!(findings.contains(&Finding::RecordMissing { sequence: 9 }), "{findings:?}");
+        assert!(findings.contains(&Finding::GroupDamaged { sequence: 10 }), "{findings:?}");
+        let path = pack::pack_path(last.pack);
+        assert_eq!(file_len(&image, &path), file_len(&disk, &path));
+    }
+}
+
+#[test]
 fn a_log_that_ends_before_what_is_asked_for_says_so() {
     let (disk, positions) = volume();
     let (eighth, last) = (positions[7], positions[9]);
