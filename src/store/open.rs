@@ -21,6 +21,7 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use super::bad::BadChunks;
 use super::cache::Cache;
 use super::frame::{self, Entry, Kind, Life};
 use super::index::Index;
@@ -157,6 +158,7 @@ fn build(
         frames: Cache::new(options.cache_bytes),
         trees: Cache::new(options.tree_cache_bytes),
         files: Mutex::new(LruCache::new(FILES_MAX)),
+        bad: BadChunks::default(),
         workers: Mutex::new(None),
         commit: Mutex::new(()),
         options,
@@ -495,7 +497,8 @@ fn complete(
     let mut sequence = covered.sequence;
     for number in numbers.iter().filter(|number| covered.pack <= **number) {
         let pack_end = if *number == end.pack { end.offset } else { u64::MAX };
-        let file = open_pack(&*inner.disk, inner.life(*number))?;
+        // What is to be indexed was decided before: from here on damage is only passed over.
+        let file = open_pack(&*inner.disk, inner.life(*number))?.forgiving();
         let header = file.header().map_err(Error::io("read a pack"))?;
         if file.is_empty() || header == PackHeader::Good(PackKind::Aux) {
             continue;

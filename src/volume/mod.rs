@@ -15,16 +15,17 @@
 //!
 //! Absent on purpose: FUSE, errno numbers, permissions (the kernel checks them).
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::meta::{self, Ino, Inode, Key, Meta};
+use crate::meta::{self, Ino, Inode, Key, KeyRange, Meta};
 use crate::pyramid::Pyramid;
 use crate::store::{self, Store};
-use crate::sys::{Clock, Disk, DiskLock, Rng};
+use crate::sys::{Clock, Disk, DiskLock, Rng, Timestamp};
 
 mod access;
 mod acl;
@@ -59,6 +60,9 @@ pub use flush::content_root;
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
 pub use types::*;
 pub use xattrs::is_acl;
+
+/// Damaged places that one group takes in at most.
+const BAD_CHANGES_MAX: usize = 4096;
 
 /// A volume that is open.
 pub struct Volume {
@@ -132,7 +136,7 @@ impl Volume {
     /// Removes what a crash left without a name, and starts the threads.
     fn begin(self) -> Result<Arc<Volume>, Error> {
         let volume = Arc::new(self);
-        if !volume.options.read_only {
+        if !volume.options.read_only && !volume.options.repairing {
             volume.remove_orphans()?;
         }
         if volume.options.background {
@@ -169,12 +173,13 @@ impl Volume {
             store_options,
             meta.position(),
         )?;
-        if !options.read_only {
+        if !options.read_only && !options.repairing {
             refuse_gaps(&opened.findings, meta.position().sequence)?;
         }
         for record in &opened.records {
             meta.replay(record)?;
         }
+        opened.store.load_bad(bad_chunks(&meta)?);
         let counters = commit::Counts::load(&meta)?;
         Ok(Volume {
             pyramid: Pyramid::new(superblock.profile),
@@ -200,6 +205,21 @@ impl Volume {
         })
     }
 
+    /// Enters what the store learnt of damaged chunks into the open group.
+    fn note_bad_chunks(&self) {
+        let changes = self.store.bad_changes(BAD_CHANGES_MAX);
+        if changes.is_empty() {
+            return;
+        }
+        let group = self.meta.enter();
+        for (bad, is_damaged) in changes {
+            match is_damaged {
+                true => group.put(&Key::BadChunk(bad), Vec::new()),
+                false => group.delete(&Key::BadChunk(bad)),
+            }
+        }
+    }
+
     /// What opening found: damage, packs that were set aside, a tail that was cut.
     pub fn findings(&self) -> &[store::Finding] {
         &self.findings
@@ -208,6 +228,11 @@ impl Volume {
     /// What the volume is.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
+    }
+
+    /// The time, as the volume knows it.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// The metadata, for `check`.
@@ -313,6 +338,19 @@ fn refuse_gaps(findings: &[store::Finding], held: u64) -> Result<(), Error> {
         }
         _ => Ok(()),
     })
+}
+
+/// The damaged places of chunks that the metadata knows.
+fn bad_chunks(meta: &Meta) -> Result<Vec<store::BadChunk>, Error> {
+    let mut found = Vec::new();
+    meta.scan(KeyRange::bad_chunks(), &mut |key, _| {
+        // What cannot be read is named by `check`; the place will be met again.
+        if let Ok(Key::BadChunk(bad)) = Key::decode(key) {
+            found.push(bad);
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
 }
 
 /// Removes the files that an unfinished [`Volume::create`] left; directories stay.

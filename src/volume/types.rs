@@ -322,6 +322,9 @@ pub struct OpenOptions {
     pub dir_atime: bool,
     /// Size at which a pack is sealed, bytes.
     pub pack_bytes_max: u64,
+    /// For repair: changes are taken although commit records are missing, and what has no name is
+    /// not removed.
+    pub repairing: bool,
 }
 
 impl Default for OpenOptions {
@@ -337,6 +340,7 @@ impl Default for OpenOptions {
             atime: Atime::Relative,
             dir_atime: true,
             pack_bytes_max: 64 << 20,
+            repairing: false,
         }
     }
 }
