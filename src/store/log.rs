@@ -192,18 +192,23 @@ impl Log {
         Ok(())
     }
 
+    /// Takes the next number for a pack.
+    ///
+    /// It is used up by trying, so a name left behind by a failure is never met again.
+    pub fn take_number(&mut self) -> io::Result<u64> {
+        if self.next_number >= pack::PACK_NUMBERS {
+            return Err(io::Error::other("all numbers of packs are used up"));
+        }
+        self.next_number += 1;
+        Ok(self.next_number - 1)
+    }
+
     fn begin(&mut self) -> Result<OpenPack, LogError> {
         if self.head.begun.len() >= RECORD_PACKS_MAX {
             let text = "too many packs in one group";
             return Err(fatal("begin a pack")(io::Error::other(text)));
         }
-        if self.next_number >= pack::PACK_NUMBERS {
-            let text = "all numbers of packs are used up";
-            return Err(fatal("begin a pack")(io::Error::other(text)));
-        }
-        // A number is used up by trying, so a name left behind by a failure is never met again.
-        let number = self.next_number;
-        self.next_number += 1;
+        let number = self.take_number().map_err(fatal("begin a pack"))?;
         let dir = pack::pack_dir(number);
         if !self.dirs.contains(&dir) {
             match self.disk.create_dir(&dir) {

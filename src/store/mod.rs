@@ -12,6 +12,7 @@
 //!
 //! Absent on purpose: files, inodes, what a record means, and the shape of trees.
 
+mod aux_pack;
 mod cache;
 mod finding;
 mod frame;

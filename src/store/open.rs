@@ -27,7 +27,7 @@ use super::index::Index;
 use super::log::{Log, OpenPack};
 use super::pack::{
     self, At, Found, Gap, PACK_HEADER_BYTES, PACK_NUMBERS, PACKS_DIR, PackFile, PackHeader,
-    PackKind,
+    PackKind, TEMPORARY,
 };
 use super::pipeline::Pipeline;
 use super::reader::Lookup;
@@ -50,6 +50,7 @@ pub struct Recovered {
 }
 
 /// The packs that are there.
+#[derive(Default)]
 pub struct Listing {
     /// Their numbers, rising.
     pub numbers: Vec<u64>,
@@ -57,12 +58,14 @@ pub struct Listing {
     dirs: HashSet<String>,
     /// The highest number that was ever seen in a name.
     number_max: u64,
+    /// Aux packs that were never finished.
+    unfinished: Vec<String>,
 }
 
 /// Lists the packs of a volume.
 pub fn list(disk: &dyn Disk) -> Result<Listing> {
     let action = "list the packs";
-    let mut listing = Listing { numbers: Vec::new(), dirs: HashSet::new(), number_max: 0 };
+    let mut listing = Listing::default();
     for dir in disk.read_dir(PACKS_DIR).map_err(Error::io(action))? {
         if !dir.is_dir {
             continue;
@@ -75,7 +78,12 @@ pub fn list(disk: &dyn Disk) -> Result<Listing> {
             };
             let number = parse(".pack");
             let aside = parse(".pack.aside");
-            listing.number_max = listing.number_max.max(number.or(aside).unwrap_or(0));
+            let unfinished = parse(TEMPORARY);
+            let seen = number.or(aside).or(unfinished).unwrap_or(0);
+            listing.number_max = listing.number_max.max(seen);
+            if unfinished.is_some() {
+                listing.unfinished.push(format!("{path}/{}", entry.name));
+            }
             listing.numbers.extend(number.filter(|number| pack::pack_dir(*number) == path));
         }
         listing.dirs.insert(path);
@@ -123,6 +131,10 @@ pub fn open(
 ) -> Result<Recovered> {
     assert!(options.pack_bytes_max <= 1 << 31, "a location has room for 2 GiB");
     let listing = list(&*disk)?;
+    for path in &listing.unfinished {
+        // Best effort: nobody reads it, and its number is used up as long as it is there.
+        let _ = disk.remove_file(path);
+    }
     let mut recovery =
         Recovery { disk: Arc::clone(&disk), volume_id, from, listing, findings: Vec::new() };
     let tail = recovery.walk_tail()?;
@@ -194,14 +206,20 @@ impl Recovery {
             dropped.map_err(Error::io("read a pack past the cache"))?;
             match file.header().map_err(Error::io("read a pack"))? {
                 PackHeader::Good(PackKind::Log) => {}
-                PackHeader::Good(PackKind::Aux) => {
+                PackHeader::Good(PackKind::Aux { .. }) => {
                     tail.aux.insert(*number);
                     continue;
                 }
                 PackHeader::Newer(version) => {
                     return Err(Error::Newer { pack: *number, version });
                 }
-                PackHeader::Damaged => tail.damaged_headers.push(*number),
+                PackHeader::Damaged => {
+                    tail.damaged_headers.push(*number);
+                    if file.is_aux().map_err(Error::io("read a pack"))? {
+                        tail.aux.insert(*number);
+                        continue;
+                    }
+                }
             }
             let walked = file.walk(start.max(PACK_HEADER_BYTES), u64::MAX);
             let (frames, gaps) = walked.map_err(Error::io("read a pack"))?;
@@ -496,8 +514,7 @@ fn complete(
     for number in numbers.iter().filter(|number| covered.pack <= **number) {
         let pack_end = if *number == end.pack { end.offset } else { u64::MAX };
         let file = open_pack(&*inner.disk, inner.life(*number))?;
-        let header = file.header().map_err(Error::io("read a pack"))?;
-        if file.is_empty() || header == PackHeader::Good(PackKind::Aux) {
+        if file.is_empty() || file.is_aux().map_err(Error::io("read a pack"))? {
             continue;
         }
         let (frames, gaps) = file.frames(pack_end).map_err(Error::io("read a pack"))?;

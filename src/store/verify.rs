@@ -58,27 +58,37 @@ pub fn verify(inner: &Inner, read_data: bool, step: Step<'_>) -> Result<()> {
 }
 
 fn walk(inner: &Inner, read_data: bool, step: Step<'_>) -> Walk<()> {
-    let (open_pack, open_end) = {
+    let (open_pack, open_end, next_number) = {
         let log = inner.log.lock();
-        log.open.as_ref().map_or((u64::MAX, 0), |open| (open.number, open.end))
+        let open = log.open.as_ref().map_or((0, 0), |open| (open.number, open.end));
+        (open.0, open.1, log.next_number)
     };
     let numbers = open::list(&*inner.disk)?.numbers;
     let mut packs = Vec::new();
     let mut bytes_total = 0;
-    for number in numbers.into_iter().filter(|number| *number <= open_pack) {
-        let file = open::open_pack(&*inner.disk, inner.life(number))?;
+    // Behind that number are packs that were begun since.
+    for number in numbers.into_iter().filter(|number| *number < next_number) {
+        let Some(file) = open_if_there(inner, number)? else { continue };
         let end = if number == open_pack { open_end } else { file.len };
         bytes_total += end;
         packs.push((number, end));
     }
     let mut bytes_before = 0;
     for (number, end) in packs {
-        let file = open::open_pack(&*inner.disk, inner.life(number))?;
+        let Some(file) = open_if_there(inner, number)? else { continue };
         let mut check = Check { inner, file, read_data, bytes_before, bytes_total };
         check.pack(end, number == open_pack, step)?;
         bytes_before += end;
     }
     tell(step, VerifyStep::Progress { bytes: bytes_total, bytes_total })
+}
+
+/// Opens a pack, unless it was removed since the packs were listed, as aux packs may be.
+fn open_if_there(inner: &Inner, number: u64) -> Result<Option<PackFile>> {
+    match open::open_pack(&*inner.disk, inner.life(number)) {
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
 /// The check of one pack.

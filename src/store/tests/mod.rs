@@ -2,6 +2,7 @@
 //!
 //! Owns what they share: small chunks by number, a store with small limits, and reading back.
 
+mod aux_packs;
 mod basic;
 mod codec;
 mod crash;
