@@ -267,8 +267,8 @@ pub fn encode(parts: &Parts<'_>) -> Vec<u8> {
 
 /// Marks a frame made by [`encode`] as one of an aux pack, before it is placed.
 pub fn mark_aux(frame: &mut [u8]) {
-    if let Some(field) = frame.get_mut(6..8) {
-        field.copy_from_slice(&FLAG_AUX.to_le_bytes());
+    if let Some(low) = frame.get_mut(6) {
+        *low |= FLAG_AUX as u8;
     }
 }
 

@@ -95,6 +95,8 @@ pub struct Log {
     pub sealed_bytes: u64,
     /// Packs, the open one included.
     pub packs: u64,
+    /// The highest number of a sealed pack of the log, or more than that of an aux pack before it.
+    pub last_sealed: u64,
 }
 
 impl Log {
@@ -188,6 +190,7 @@ impl Log {
         self.head.running_crc = run_on(self.head.running_crc, header_crc);
         self.head.frames += 1;
         self.sealed_bytes += open.end + bytes.len() as u64;
+        self.last_sealed = open.number;
         self.open = None;
         Ok(())
     }

@@ -14,6 +14,7 @@
 
 mod aux_pack;
 mod cache;
+mod copies;
 mod finding;
 mod frame;
 #[cfg(any(test, fuzzing))]
@@ -153,6 +154,8 @@ pub struct Options {
     pub pending_bytes_max: u64,
     /// Threads that compress and append; with 0 all is done by those who put.
     pub workers: usize,
+    /// Copies of each tree chunk: with 2, [`Store::copy_trees`] makes second ones.
+    pub tree_copies: u32,
 }
 
 impl Default for Options {
@@ -166,6 +169,7 @@ impl Default for Options {
             pack_bytes_max: 64 * MIB,
             pending_bytes_max: 32 * MIB,
             workers: 2,
+            tree_copies: 1,
         }
     }
 }
@@ -368,6 +372,7 @@ struct Inner {
     workers: Mutex<Option<Sender<Job>>>,
     /// One commit at a time.
     commit: Mutex<()>,
+    copies: copies::Copies,
 }
 
 /// The chunks of a volume, and its log. Shared by any number of threads.
@@ -475,11 +480,30 @@ impl Store {
         self.inner.index.save(&*self.inner.disk).map_err(|error| self.inner.run_failed(error))
     }
 
-    /// Stops the workers and saves the index; once is enough.
+    /// Whether packs were sealed whose tree chunks have no second copies yet.
+    pub fn wants_copies(&self) -> bool {
+        self.inner.wants_copies()
+    }
+
+    /// Makes second copies of the tree chunks of all packs that were sealed since the last time.
+    ///
+    /// A failure harms nothing, and the next call goes on from there.
+    pub fn copy_trees(&self) -> Result<()> {
+        self.inner.copy_trees()
+    }
+
+    /// Returns the second copy of a tree chunk, if there is a good one.
+    pub fn second_copy(&self, address: &Address) -> Result<Option<Tree>> {
+        self.inner.second_copy(address)
+    }
+
+    /// Stops the workers, makes second copies and saves the index; once is enough.
     ///
     /// What was not committed is lost, as after a crash.
     pub fn close(&self) -> Result<()> {
         self.stop();
+        // What fails here is made up for when the volume is open again.
+        let _ = self.copy_trees();
         self.save_index()
     }
 

@@ -66,29 +66,21 @@ fn walk(inner: &Inner, read_data: bool, step: Step<'_>) -> Walk<()> {
     let numbers = open::list(&*inner.disk)?.numbers;
     let mut packs = Vec::new();
     let mut bytes_total = 0;
-    // Behind that number are packs that were begun since.
+    // Behind that number are packs that were begun since; an aux pack may go at any time.
     for number in numbers.into_iter().filter(|number| *number < next_number) {
-        let Some(file) = open_if_there(inner, number)? else { continue };
+        let Some(file) = inner.pack_if_there(number)? else { continue };
         let end = if number == open_pack { open_end } else { file.len };
         bytes_total += end;
         packs.push((number, end));
     }
     let mut bytes_before = 0;
     for (number, end) in packs {
-        let Some(file) = open_if_there(inner, number)? else { continue };
+        let Some(file) = inner.pack_if_there(number)? else { continue };
         let mut check = Check { inner, file, read_data, bytes_before, bytes_total };
         check.pack(end, number == open_pack, step)?;
         bytes_before += end;
     }
     tell(step, VerifyStep::Progress { bytes: bytes_total, bytes_total })
-}
-
-/// Opens a pack, unless it was removed since the packs were listed, as aux packs may be.
-fn open_if_there(inner: &Inner, number: u64) -> Result<Option<PackFile>> {
-    match open::open_pack(&*inner.disk, inner.life(number)) {
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        opened => opened.map(Some),
-    }
 }
 
 /// The check of one pack.

@@ -225,7 +225,7 @@ impl Volume {
         }
         // Whoever wanted dirty space meanwhile may have found the list empty.
         self.relieve();
-        if self.meta.wants_take_in() {
+        if self.meta.wants_take_in() || self.store.wants_copies() {
             self.wake_timer();
         }
         Ok(())
@@ -326,6 +326,23 @@ impl Volume {
         self.commits.timer.changed.notify_all();
     }
 
+    /// What the background does when it was woken.
+    fn tidy_up(&self) {
+        if self.meta.wants_take_in() {
+            self.take_in();
+        }
+        self.keep_second_lives();
+    }
+
+    /// Makes second copies of tree chunks. A failure is no harm: the next time goes on.
+    pub(super) fn keep_second_lives(&self) {
+        if self.store.wants_copies()
+            && let Err(error) = self.store.copy_trees()
+        {
+            tracing::warn!("cannot make second copies of tree chunks: {error}");
+        }
+    }
+
     fn take_in(&self) {
         if let Err(error) = self.meta.take_in() {
             self.note_failure(&Error::from(error));
@@ -377,7 +394,7 @@ fn take_in_thread(timer: &Timer, volume: &Weak<Volume>) {
             state.asked = false;
         }
         let Some(volume) = volume.upgrade() else { return };
-        volume.take_in();
+        volume.tidy_up();
     }
 }
 

@@ -160,6 +160,8 @@ impl Volume {
             index_memory_bytes: options.index_memory_bytes,
             pack_bytes_max: options.pack_bytes_max,
             workers: if options.background { 2 } else { 0 },
+            // One that is open for reading makes no copies; it reads those that are there.
+            tree_copies: if options.read_only { 1 } else { superblock.tree_copies },
             ..store::Options::default()
         };
         let opened = Store::open(

@@ -279,7 +279,7 @@ pub struct CreateOptions {
     pub profile: Profile,
     /// Compression of data frames.
     pub compression: Compression,
-    /// Second copies of tree chunks; reserved, 1 for now.
+    /// Copies of each tree chunk, 1 or 2.
     pub tree_copies: u32,
     /// Owner and group of the root directory.
     pub owner: (u32, u32),

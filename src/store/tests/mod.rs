@@ -5,6 +5,7 @@
 mod aux_packs;
 mod basic;
 mod codec;
+mod copies;
 mod crash;
 mod damage;
 mod format;
@@ -31,6 +32,7 @@ fn small() -> Options {
         pack_bytes_max: 32 * 1024,
         pending_bytes_max: 1 << 20,
         workers: 0,
+        tree_copies: 1,
         compression: Compression::Lz4,
     }
 }

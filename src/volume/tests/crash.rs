@@ -124,7 +124,8 @@ fn watch(disk: &SimDisk, images: &Images, seed: u64) {
 impl Worker {
     pub(super) fn new(seed: u64) -> Worker {
         let (disk, clock) = (SimDisk::new(), SimClock::new());
-        create(&disk, &clock);
+        let tree_copies = if seed.is_multiple_of(2) { 2 } else { 1 };
+        create_with(&disk, &clock, &CreateOptions { tree_copies, ..CreateOptions::default() });
         Worker::on(disk, clock, seed, 1)
     }
 
@@ -287,6 +288,7 @@ impl Worker {
     pub(super) fn take_in(&self) {
         self.volume.meta.take_in().unwrap();
         self.volume.store.save_index().unwrap();
+        self.volume.keep_second_lives();
     }
 
     pub(super) fn flush(&self, file: u64) {
