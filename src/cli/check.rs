@@ -1,6 +1,7 @@
 //! `pyramidfs check`: verifies a volume that is not mounted.
 //!
-//! Nothing on its disk changes. The lock is held for the time, so that nobody mounts it.
+//! Nothing on its disk changes, unless `--repair` is given and something is there to repair. The lock
+//! is held for the time, so that nobody mounts it.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ pub struct Arguments {
     /// Read all data and verify every hash
     #[arg(long)]
     read_data: bool,
+    /// Repair what can be repaired: metadata that is lost or damaged is made again from the packs
+    #[arg(long)]
+    repair: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -46,10 +50,15 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let path = place::find_mount(&arguments.volume)?
         .map_or(arguments.volume.clone(), |mount| place::volume_of(&mount));
     let disk = place::disk(&path)?;
-    let _lock = lock(&disk, &path)?;
+    let lock = lock(&disk, &path)?;
+    let of_volume = |error| Error::Volume { path: path.clone(), error };
+    let lost = match arguments.repair {
+        true => repair_metadata(&disk, lock.is_some()).map_err(of_volume)?,
+        false => Vec::new(),
+    };
     let overlay: Arc<dyn Disk> = Arc::new(OverlayDisk::new(disk));
     let mut progress = Progress::start(true);
-    let report = check::run(
+    let mut report = check::run(
         overlay,
         Arc::new(RealClock::new()),
         arguments.read_data,
@@ -57,10 +66,26 @@ pub fn run(arguments: &Arguments) -> Outcome {
             progress.update(step.done_bytes, step.total_bytes, step.what);
         },
     )
-    .map_err(|error| Error::Volume { path: path.clone(), error })?;
+    .map_err(of_volume)?;
     drop(progress);
+    report.findings.extend(lost);
     print(&report, arguments.json).map_err(Error::Print)?;
     Ok(if report.findings.is_empty() { FINE } else { FINDINGS })
+}
+
+/// Makes the metadata again if it cannot be used, and says so. Returns what is lost for good.
+fn repair_metadata(
+    disk: &Arc<dyn Disk>,
+    is_locked: bool,
+) -> Result<Vec<check::Finding>, volume::Error> {
+    let Some(damage) = volume::metadata_damage(disk)? else { return Ok(Vec::new()) };
+    if !is_locked {
+        return Err(volume::Error::ReadOnly);
+    }
+    let rebuilt = volume::rebuild_metadata(disk)?;
+    let aside = rebuilt.aside.map_or(String::new(), |path| format!("; the old one is {path}"));
+    eprintln!("{damage}: made again up to commit {}{aside}", rebuilt.sequence);
+    Ok(rebuilt.findings.into_iter().map(check::Finding::Store).collect())
 }
 
 /// Keeps others from mounting it. Read-only media need no lock.

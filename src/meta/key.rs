@@ -20,6 +20,7 @@ const TAG_CONTENT: u8 = 0x11;
 const TAG_NAME: u8 = 0x12;
 const TAG_XATTR: u8 = 0x13;
 const TAG_ORPHAN: u8 = 0x20;
+const TAG_IMAGE: u8 = 0x43;
 
 /// Tags that later formats fill; a key with one of them is refused until then.
 pub mod reserved {
@@ -35,8 +36,6 @@ pub mod reserved {
     pub const PACK: u8 = 0x41;
     /// An unfinished receive or repair and the packs it made: tag, number.
     pub const UNFINISHED: u8 = 0x42;
-    /// A part of an image of the metadata: tag, number.
-    pub const IMAGE: u8 = 0x43;
 }
 
 /// Bytes of the longest name, of a file or of an extended attribute (the kernel's NAME_MAX and
@@ -112,6 +111,8 @@ pub enum Key<'a> {
     },
     /// An inode without names that the kernel has not forgotten; the value is empty.
     Orphan(Ino),
+    /// The image of the metadata with this number: an [`Image`](crate::meta::Image).
+    Image(u64),
 }
 
 impl<'a> Key<'a> {
@@ -129,6 +130,7 @@ impl<'a> Key<'a> {
                 bytes
             }
             Key::Orphan(ino) => numbers(TAG_ORPHAN, &[ino.0]),
+            Key::Image(image) => numbers(TAG_IMAGE, &[image]),
         }
     }
 
@@ -149,6 +151,7 @@ impl<'a> Key<'a> {
                 Key::Xattr { ino, name }
             }
             TAG_ORPHAN => Key::Orphan(ino(&mut reader)?),
+            TAG_IMAGE => Key::Image(number(&mut reader)?),
             tag => return Err(CodecError::Tag(tag)),
         };
         reader.finish()?;
@@ -210,6 +213,11 @@ impl KeyRange {
     /// All orphans, by number.
     pub fn orphans() -> KeyRange {
         KeyRange::of_prefix(vec![TAG_ORPHAN])
+    }
+
+    /// All images of the metadata, by number.
+    pub fn images() -> KeyRange {
+        KeyRange::of_prefix(vec![TAG_IMAGE])
     }
 
     fn of_prefix(prefix: Vec<u8>) -> KeyRange {

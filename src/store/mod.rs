@@ -19,6 +19,7 @@ mod finding;
 mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod image;
 mod index;
 mod log;
 mod open;
@@ -46,6 +47,8 @@ use crate::chunk::{self, Address, Profile, Tree};
 use crate::sys::{Disk, DiskFile};
 
 pub use cache::CacheStats;
+pub use image::{FoundImage, IMAGE_PART_BYTES, ImageWriter, WrittenImage, find_images};
+pub use open::replay;
 pub use verify::VerifyStep;
 
 use index::{Index, RunError};

@@ -225,7 +225,8 @@ impl Volume {
         }
         // Whoever wanted dirty space meanwhile may have found the list empty.
         self.relieve();
-        if self.meta.wants_take_in() || self.store.wants_copies() {
+        let lives = self.store.wants_copies() || self.image_is_due();
+        if self.meta.wants_take_in() || lives {
             self.wake_timer();
         }
         Ok(())
@@ -334,16 +335,21 @@ impl Volume {
         self.keep_second_lives();
     }
 
-    /// Makes second copies of tree chunks. A failure is no harm: the next time goes on.
+    /// Makes second copies of tree chunks, and an image of the metadata, if these are due. A failure
+    /// is no harm: the next time goes on.
     pub(super) fn keep_second_lives(&self) {
         if self.store.wants_copies()
             && let Err(error) = self.store.copy_trees()
+            && !matches!(error, crate::store::Error::NoSpace)
         {
             tracing::warn!("cannot make second copies of tree chunks: {error}");
         }
+        if let Err(error) = self.keep_image() {
+            tracing::warn!("cannot make an image of the metadata: {error}");
+        }
     }
 
-    fn take_in(&self) {
+    pub(super) fn take_in(&self) {
         if let Err(error) = self.meta.take_in() {
             self.note_failure(&Error::from(error));
             return;

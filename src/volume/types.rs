@@ -322,6 +322,8 @@ pub struct OpenOptions {
     pub dir_atime: bool,
     /// Size at which a pack is sealed, bytes.
     pub pack_bytes_max: u64,
+    /// Commit records between two images of the metadata, bytes at least.
+    pub image_bytes_min: u64,
 }
 
 impl Default for OpenOptions {
@@ -337,6 +339,7 @@ impl Default for OpenOptions {
             atime: Atime::Relative,
             dir_atime: true,
             pack_bytes_max: 64 << 20,
+            image_bytes_min: 8 << 20,
         }
     }
 }

@@ -10,8 +10,9 @@ use crate::chunk::Address;
 use crate::meta::groups::Entries;
 use crate::meta::key::reserved;
 use crate::meta::{
-    CodecError, Content, Cookie, Counters, Ino, Inode, Key, KeyRange, NameEntry, record,
+    CodecError, Content, Cookie, Counters, Image, Ino, Inode, Key, KeyRange, NameEntry, record,
 };
+use crate::store::LogPosition;
 use crate::sys::Timestamp;
 
 fn edge() -> impl Strategy<Value = u64> {
@@ -39,13 +40,14 @@ impl OwnedKey {
             2 => Key::Content(Ino(self.1)),
             3 => Key::Name { dir: Ino(self.1), cookie: Cookie(self.2) },
             4 => Key::Xattr { ino: Ino(self.1), name: &self.3 },
-            _ => Key::Orphan(Ino(self.1)),
+            5 => Key::Orphan(Ino(self.1)),
+            _ => Key::Image(self.1),
         }
     }
 }
 
 fn any_key() -> impl Strategy<Value = OwnedKey> {
-    (0..6u8, edge(), edge(), bytes(255)).prop_map(|(a, b, c, d)| OwnedKey(a, b, c, d))
+    (0..7u8, edge(), edge(), bytes(255)).prop_map(|(a, b, c, d)| OwnedKey(a, b, c, d))
 }
 
 prop_compose! {
@@ -88,6 +90,7 @@ proptest! {
             Key::Name { dir, cookie } => (3, dir.0, cookie.0, vec![]),
             Key::Xattr { ino, name } => (4, ino.0, 0, name.to_vec()),
             Key::Orphan(ino) => (5, ino.0, 0, vec![]),
+            Key::Image(image) => (6, image, 0, vec![]),
         };
         prop_assert_eq!(a.key().encode().cmp(&b.key().encode()), order(&a).cmp(&order(&b)));
     }
@@ -107,6 +110,7 @@ proptest! {
         prop_assert_eq!(holds(KeyRange::all_names()), matches!(key, Key::Name { .. }));
         prop_assert_eq!(holds(KeyRange::all_xattrs()), matches!(key, Key::Xattr { .. }));
         prop_assert_eq!(holds(KeyRange::orphans()), matches!(key, Key::Orphan(_)));
+        prop_assert_eq!(holds(KeyRange::images()), matches!(key, Key::Image(_)));
         let of_ino = matches!(key, Key::Xattr { ino: of, .. } if of == ino);
         prop_assert_eq!(holds(KeyRange::xattrs(ino)), of_ino);
         prop_assert_eq!(holds(KeyRange::inodes(ino)), matches!(key, Key::Inode(of) if ino <= of));
@@ -127,6 +131,10 @@ proptest! {
         prop_assert_eq!(NameEntry::decode(&entry.encode()), Ok(entry));
         let counters = Counters { next_ino, files, logical_bytes, epoch };
         prop_assert_eq!(Counters::decode(&counters.encode()), Ok(counters));
+        let position = LogPosition { pack: next_ino, offset: files, sequence: epoch };
+        let packs = vec![epoch; usize::from(kind % 9)];
+        let image = Image { position, record_bytes: files, bytes: logical_bytes, packs };
+        prop_assert_eq!(Image::decode(&image.encode()), Ok(image));
     }
 
     #[test]
@@ -145,6 +153,9 @@ proptest! {
         }
         if let Ok(counters) = Counters::decode(&bytes) {
             prop_assert_eq!(counters.encode(), bytes.clone());
+        }
+        if let Ok(image) = Image::decode(&bytes) {
+            prop_assert_eq!(image.encode(), bytes.clone());
         }
         if let Ok(key) = Key::decode(&bytes) {
             prop_assert_eq!(key.encode(), bytes.clone());

@@ -19,6 +19,7 @@ mod large;
 mod model;
 mod names;
 mod ranges;
+mod rebuild;
 mod small;
 mod soak;
 mod superblocks;
