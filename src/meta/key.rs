@@ -24,6 +24,7 @@ const TAG_NAME: u8 = 0x12;
 const TAG_XATTR: u8 = 0x13;
 const TAG_ORPHAN: u8 = 0x20;
 const TAG_BAD_CHUNK: u8 = 0x40;
+const TAG_IMAGE: u8 = 0x43;
 
 /// Tags that later formats fill; a key with one of them is refused until then.
 pub mod reserved {
@@ -37,8 +38,6 @@ pub mod reserved {
     pub const PACK: u8 = 0x41;
     /// An unfinished receive or repair and the packs it made: tag, number.
     pub const UNFINISHED: u8 = 0x42;
-    /// A part of an image of the metadata: tag, number.
-    pub const IMAGE: u8 = 0x43;
 }
 
 /// Bytes of the longest name, of a file or of an extended attribute (the kernel's NAME_MAX and
@@ -118,6 +117,8 @@ pub enum Key<'a> {
     Orphan(Ino),
     /// A place of the packs where a chunk is damaged; the value is empty.
     BadChunk(BadChunk),
+    /// The image of the metadata with this number: an [`Image`](crate::meta::Image).
+    Image(u64),
 }
 
 impl<'a> Key<'a> {
@@ -142,6 +143,7 @@ impl<'a> Key<'a> {
                 bytes.extend_from_slice(&location.pack().to_be_bytes());
                 bytes
             }
+            Key::Image(image) => numbers(TAG_IMAGE, &[image]),
         }
     }
 
@@ -168,6 +170,7 @@ impl<'a> Key<'a> {
                 let location = Location::unpack(number(&mut reader)?);
                 Key::BadChunk(BadChunk { address, location })
             }
+            TAG_IMAGE => Key::Image(number(&mut reader)?),
             tag => return Err(CodecError::Tag(tag)),
         };
         reader.finish()?;
@@ -241,6 +244,11 @@ impl KeyRange {
     /// All damaged chunks, by address.
     pub fn bad_chunks() -> KeyRange {
         KeyRange::of_prefix(vec![TAG_BAD_CHUNK])
+    }
+
+    /// All images of the metadata, by number.
+    pub fn images() -> KeyRange {
+        KeyRange::of_prefix(vec![TAG_IMAGE])
     }
 
     fn of_prefix(prefix: Vec<u8>) -> KeyRange {

@@ -10,6 +10,7 @@ use crate::chunk::{ADDRESS_BYTES, Address};
 use crate::meta::codec::{Reader, put_signed, put_varint};
 use crate::meta::key::NAME_BYTES_MAX;
 use crate::meta::{CodecError, Ino};
+use crate::store::LogPosition;
 use crate::sys::Timestamp;
 
 /// The format byte in front of every value of this version.
@@ -259,6 +260,47 @@ impl CheckState {
         };
         reader.finish()?;
         Ok(state)
+    }
+}
+
+/// An image of the metadata, in packs beside the log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Image {
+    /// It has the entries of all records up to here.
+    pub position: LogPosition,
+    /// Bytes of all commit records up to there.
+    pub record_bytes: u64,
+    /// Bytes of its packs.
+    pub bytes: u64,
+    /// Its packs.
+    pub packs: Vec<u64>,
+}
+
+impl Image {
+    /// Returns the value's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let LogPosition { pack, offset, sequence } = self.position;
+        let mut out = vec![FORMAT];
+        let count = self.packs.len() as u64;
+        for number in [pack, offset, sequence, self.record_bytes, self.bytes, count] {
+            put_varint(&mut out, number);
+        }
+        self.packs.iter().for_each(|pack| put_varint(&mut out, *pack));
+        out
+    }
+
+    /// Takes the value's bytes apart.
+    pub fn decode(bytes: &[u8]) -> Result<Image, CodecError> {
+        let mut reader = open(bytes)?;
+        let (pack, offset) = (reader.varint()?, reader.varint()?);
+        let position = LogPosition { pack, offset, sequence: reader.varint()? };
+        let (record_bytes, bytes_stored) = (reader.varint()?, reader.varint()?);
+        // A pack's number takes a byte at least.
+        let count = reader.length(bytes.len())?;
+        let packs =
+            (0..count).map(|_| reader.varint()).collect::<Result<Vec<u64>, CodecError>>()?;
+        reader.finish()?;
+        Ok(Image { position, record_bytes, bytes: bytes_stored, packs })
     }
 }
 

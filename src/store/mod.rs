@@ -12,12 +12,15 @@
 //!
 //! Absent on purpose: files, inodes, what a record means, and the shape of trees.
 
+mod aux_pack;
 mod bad;
 mod cache;
+mod copies;
 mod finding;
 mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod image;
 mod index;
 mod log;
 mod mend;
@@ -47,7 +50,9 @@ use crate::sys::{Disk, DiskFile};
 
 pub use bad::BadChunk;
 pub use cache::CacheStats;
+pub use image::{FoundImage, IMAGE_PART_BYTES, ImageWriter, WrittenImage, find_images};
 pub use mend::Mended;
+pub use open::replay;
 pub use verify::VerifyStep;
 
 use index::{Index, RunError};
@@ -156,6 +161,8 @@ pub struct Options {
     pub pending_bytes_max: u64,
     /// Threads that compress and append; with 0 all is done by those who put.
     pub workers: usize,
+    /// Copies of each tree chunk: with 2, [`Store::copy_trees`] makes second ones.
+    pub tree_copies: u32,
 }
 
 impl Default for Options {
@@ -169,6 +176,7 @@ impl Default for Options {
             pack_bytes_max: 64 * MIB,
             pending_bytes_max: 32 * MIB,
             workers: 2,
+            tree_copies: 1,
         }
     }
 }
@@ -373,6 +381,7 @@ struct Inner {
     workers: Mutex<Option<Sender<Job>>>,
     /// One commit at a time.
     commit: Mutex<()>,
+    copies: copies::Copies,
 }
 
 /// The chunks of a volume, and its log. Shared by any number of threads.
@@ -498,11 +507,30 @@ impl Store {
         self.inner.index.save(&*self.inner.disk).map_err(|error| self.inner.run_failed(error))
     }
 
-    /// Stops the workers and saves the index; once is enough.
+    /// Whether packs were sealed whose tree chunks have no second copies yet.
+    pub fn wants_copies(&self) -> bool {
+        self.inner.wants_copies()
+    }
+
+    /// Makes second copies of the tree chunks of all packs that were sealed since the last time.
+    ///
+    /// A failure harms nothing, and the next call goes on from there.
+    pub fn copy_trees(&self) -> Result<()> {
+        self.inner.copy_trees()
+    }
+
+    /// Returns the second copy of a tree chunk, if there is a good one.
+    pub fn second_copy(&self, address: &Address) -> Result<Option<Tree>> {
+        self.inner.second_copy(address)
+    }
+
+    /// Stops the workers, makes second copies and saves the index; once is enough.
     ///
     /// What was not committed is lost, as after a crash.
     pub fn close(&self) -> Result<()> {
         self.stop();
+        // What fails here is made up for when the volume is open again.
+        let _ = self.copy_trees();
         self.save_index()
     }
 

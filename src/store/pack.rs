@@ -7,10 +7,11 @@
 //! offset size field (little-endian)           trailer: the last 16 bytes of a sealed pack
 //!      0    8 magic "PYRPACK1"                     0    8 offset of the footer's frame
 //!      8    4 format version: 1                    8    4 magic "PEND"
-//!     12    4 kind: 1 log, 2 aux (reserved)       12    4 crc32c of bytes 0..12, seeded
+//!     12    4 kind: 1 log, 2 aux                  12    4 crc32c of bytes 0..12, seeded
 //!     16    8 number
 //!     24   16 volume id
-//!     40   20 zeros
+//!     40    8 aux: the pack whose trees are copied
+//!     48   12 zeros
 //!     60    4 crc32c of bytes 0..60
 //!     64      frames
 //! ```
@@ -42,6 +43,9 @@ pub const PACKS_DIR: &str = "packs";
 /// Numbers of packs are below this: a location has 28 bits for them.
 pub const PACK_NUMBERS: u64 = 1 << 28;
 
+/// What follows the number in the name of an aux pack that is being written.
+pub const TEMPORARY: &str = ".pack.tmp";
+
 const MAGIC: [u8; 8] = *b"PYRPACK1";
 const TRAILER_MAGIC: [u8; 4] = *b"PEND";
 const FOOTER_ITEM_BYTES: usize = 16;
@@ -53,8 +57,11 @@ const PROBE_BYTES: usize = 4096;
 pub enum PackKind {
     /// Part of the log: new chunks and commit records.
     Log,
-    /// Reserved: rewritten chunks, second copies, received ones.
-    Aux,
+    /// Beside the log: written under another name and whole once it has its own.
+    Aux {
+        /// The pack of the log whose trees it has copies of; 0: it holds something else.
+        source: u64,
+    },
 }
 
 /// What the header of a pack says.
@@ -70,9 +77,9 @@ pub enum PackHeader {
 
 /// Encodes the header of a pack.
 pub fn encode_header(life: Life, kind: PackKind) -> [u8; PACK_HEADER_BYTES as usize] {
-    let kind: u32 = match kind {
-        PackKind::Log => 1,
-        PackKind::Aux => 2,
+    let (kind, source): (u32, u64) = match kind {
+        PackKind::Log => (1, 0),
+        PackKind::Aux { source } => (2, source),
     };
     let mut bytes = Vec::with_capacity(PACK_HEADER_BYTES as usize);
     bytes.extend_from_slice(&MAGIC);
@@ -80,7 +87,8 @@ pub fn encode_header(life: Life, kind: PackKind) -> [u8; PACK_HEADER_BYTES as us
     bytes.extend_from_slice(&kind.to_le_bytes());
     bytes.extend_from_slice(&life.pack.to_le_bytes());
     bytes.extend_from_slice(&life.volume_id);
-    bytes.extend_from_slice(&[0; 20]);
+    bytes.extend_from_slice(&source.to_le_bytes());
+    bytes.extend_from_slice(&[0; 12]);
     bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
     let mut header = [0; PACK_HEADER_BYTES as usize];
     header.copy_from_slice(&bytes);
@@ -106,7 +114,10 @@ pub fn decode_header(bytes: &[u8], life: Life) -> PackHeader {
     }
     match u32_at(bytes, 12) {
         Some(1) => PackHeader::Good(PackKind::Log),
-        Some(2) => PackHeader::Good(PackKind::Aux),
+        Some(2) => {
+            let source = u64_at(bytes, 40).unwrap_or(0);
+            PackHeader::Good(PackKind::Aux { source })
+        }
         _ => PackHeader::Damaged,
     }
 }
@@ -250,6 +261,22 @@ impl PackFile {
             bytes.truncate(header.head_bytes() as usize);
             Found { offset, header, head: bytes }
         }))
+    }
+
+    /// Whether it is an aux pack: when its header is damaged its first frame tells.
+    pub fn is_aux(&self) -> io::Result<bool> {
+        match self.header()? {
+            PackHeader::Good(kind) => Ok(kind != PackKind::Log),
+            PackHeader::Newer(_) => Ok(false),
+            PackHeader::Damaged => {
+                let first = match self.at(PACK_HEADER_BYTES)? {
+                    At::Frame(found) => Some(found),
+                    At::End => None,
+                    At::Invalid => self.resync(PACK_HEADER_BYTES)?,
+                };
+                Ok(first.is_some_and(|found| found.header.flags & frame::FLAG_AUX != 0))
+            }
+        }
     }
 
     /// Looks for a frame at `offset`.

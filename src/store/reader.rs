@@ -101,7 +101,7 @@ impl Inner {
     }
 
     /// Returns the header of the frame at a location; `None` when there is none.
-    fn header(&self, at: Location) -> Result<Option<Arc<Header>>> {
+    pub(super) fn header(&self, at: Location) -> Result<Option<Arc<Header>>> {
         if let Some(header) = self.headers.get(&at.frame()) {
             return Ok(Some(header));
         }
@@ -221,14 +221,20 @@ impl Inner {
         if let Some(tree) = self.trees.get(address) {
             return Ok(tree);
         }
+        let tree = self.first_copy(address).or_else(|error| match self.second_copy(address) {
+            Ok(Some(tree)) => Ok(tree),
+            _ => Err(error),
+        })?;
+        let tree = Arc::new(tree);
+        self.keep_tree(*address, Arc::clone(&tree));
+        Ok(tree)
+    }
+
+    fn first_copy(&self, address: &Address) -> Result<Tree> {
         let (entry, bytes, location) = self.chunk_at(address)?;
         let decoded = if entry.children == 0 { None } else { frame::decode_tree(&entry, &bytes) };
         match (decoded, location) {
-            (Some(tree), _) => {
-                let tree = Arc::new(tree);
-                self.keep_tree(*address, Arc::clone(&tree));
-                Ok(tree)
-            }
+            (Some(tree), _) => Ok(tree),
             (None, Some(location)) => Err(Error::Damaged { address: *address, location }),
             (None, None) => Err(Error::Missing { address: *address }),
         }
@@ -297,7 +303,7 @@ impl Inner {
     /// Returns a chunk from its frame, if it is right there; a second try goes past the page cache.
     ///
     /// A sector that the disk cannot read is as good as a wrong one.
-    fn verified_at(
+    pub(super) fn verified_at(
         &self,
         address: &Address,
         at: Location,

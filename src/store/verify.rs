@@ -64,15 +64,17 @@ pub fn verify(inner: &Inner, first: u64, read_data: bool, step: Step<'_>) -> Res
 }
 
 fn walk(inner: &Inner, first: u64, read_data: bool, step: Step<'_>) -> Walk<()> {
-    let (open_pack, open_end) = {
+    let (open_pack, open_end, next_number) = {
         let log = inner.log.lock();
-        log.open.as_ref().map_or((u64::MAX, 0), |open| (open.number, open.end))
+        let open = log.open.as_ref().map_or((0, 0), |open| (open.number, open.end));
+        (open.0, open.1, log.next_number)
     };
     let numbers = open::list(&*inner.disk)?.numbers;
     let mut packs = Vec::new();
     let mut bytes_total = 0;
-    for number in numbers.into_iter().filter(|number| *number <= open_pack) {
-        let file = open::open_pack(&*inner.disk, inner.life(number))?;
+    // Behind that number are packs that were begun since; an aux pack may go at any time.
+    for number in numbers.into_iter().filter(|number| *number < next_number) {
+        let Some(file) = inner.pack_if_there(number)? else { continue };
         let end = if number == open_pack { open_end } else { file.len };
         bytes_total += end;
         packs.push((number, end));
@@ -85,7 +87,8 @@ fn walk(inner: &Inner, first: u64, read_data: bool, step: Step<'_>) -> Walk<()> 
             bytes_before += end;
             continue;
         }
-        let file = open::open_pack(&*inner.disk, inner.life(number))?.forgiving();
+        let Some(file) = inner.pack_if_there(number)? else { continue };
+        let file = file.forgiving();
         let mut check = Check { inner, file, read_data, bytes_before, bytes_total };
         check.pack(end, number == open_pack, step)?;
         bytes_before += end;
@@ -158,16 +161,22 @@ impl Check<'_> {
             true => (0_u8..).zip(header.entries.iter().map(|entry| entry.address)).collect(),
             false => self.wrong_chunks(header, raw.as_deref().unwrap_or_default()),
         };
+        // Its copies are read through no index, and what they are for is not to be needed.
+        let is_aux = self.file.is_aux().map_err(Error::io("read a pack"))?;
         let mut in_use = false;
         for (slot, entry) in (0_u8..).zip(&header.entries) {
             let location = Location { pack, offset, slot };
             let address = entry.address;
-            if !wrong.contains(&(slot, address)) {
-                self.inner.bad.leave(location);
+            let is_wrong = wrong.contains(&(slot, address));
+            match (is_wrong, is_aux) {
+                (false, _) => self.inner.bad.leave(location),
+                (true, false) => self.inner.bad.enter(address, location),
+                (true, true) => {}
+            }
+            if !is_wrong {
                 continue;
             }
-            self.inner.bad.enter(address, location);
-            let told = match self.inner.is_elsewhere(&address, location)? {
+            let told = match !is_aux && self.inner.is_elsewhere(&address, location)? {
                 true => VerifyStep::Healed(BadChunk { address, location }),
                 false => VerifyStep::Found(Finding::ChunkDamaged { address, location }),
             };

@@ -241,7 +241,8 @@ impl Volume {
         }
         // Whoever wanted dirty space meanwhile may have found the list empty.
         self.relieve();
-        if self.meta.wants_take_in() {
+        let lives = self.store.wants_copies() || self.image_is_due();
+        if self.meta.wants_take_in() || lives {
             self.wake_timer();
         }
         Ok(())
@@ -342,7 +343,29 @@ impl Volume {
         self.commits.timer.changed.notify_all();
     }
 
-    fn take_in(&self) {
+    /// What the background does when it was woken.
+    fn tidy_up(&self) {
+        if self.meta.wants_take_in() {
+            self.take_in();
+        }
+        self.keep_second_lives();
+    }
+
+    /// Makes second copies of tree chunks, and an image of the metadata, if these are due. A failure
+    /// is no harm: the next time goes on.
+    pub(super) fn keep_second_lives(&self) {
+        if self.store.wants_copies()
+            && let Err(error) = self.store.copy_trees()
+            && !matches!(error, crate::store::Error::NoSpace)
+        {
+            tracing::warn!("cannot make second copies of tree chunks: {error}");
+        }
+        if let Err(error) = self.keep_image() {
+            tracing::warn!("cannot make an image of the metadata: {error}");
+        }
+    }
+
+    pub(super) fn take_in(&self) {
         if let Err(error) = self.meta.take_in() {
             self.note_failure(&Error::from(error));
             return;
@@ -393,7 +416,7 @@ fn take_in_thread(timer: &Timer, volume: &Weak<Volume>) {
             state.asked = false;
         }
         let Some(volume) = volume.upgrade() else { return };
-        volume.take_in();
+        volume.tidy_up();
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Owns [`Volume`]. Its operations stand in `names` and `rename` (create, move, remove), `attrs`,
 //! `xattrs` and `flags` (attributes), `io` (read, write), `ranges` (copies, holes), `flush` (dirty
-//! layers become roots) and `commit` (groups become durable); `acl` knows access control lists;
+//! layers become roots), `commit` (groups become durable) and `image`; `rebuild` is for a volume
+//! whose metadata is lost; `acl` knows access control lists;
 //! `node`, `dirty` and `budget` hold what they share.
 //!
 //! Invariants: (1) an operation first gets all that it may wait for (dirty space, room in the
@@ -17,7 +18,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::{Mutex, RwLock};
@@ -39,10 +40,12 @@ mod flags;
 mod flush;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod image;
 mod io;
 mod names;
 mod node;
 mod ranges;
+mod rebuild;
 mod rename;
 mod space;
 mod status;
@@ -57,6 +60,7 @@ pub use adopt::Current;
 pub use error::Error;
 pub use flags::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NO_ATIME, FLAG_NO_DUMP};
 pub use flush::content_root;
+pub use rebuild::{Rebuilt, metadata_damage, rebuild_metadata};
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
 pub use types::*;
 pub use xattrs::is_acl;
@@ -85,6 +89,8 @@ pub struct Volume {
     commits: commit::Commits,
     counters: Mutex<commit::Counts>,
     copies: ranges::Copies,
+    /// Bytes of all commit records when the next image of the metadata is due.
+    image_due_at: AtomicU64,
     closed: AtomicBool,
     lock: Mutex<Option<Box<dyn DiskLock>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -164,6 +170,8 @@ impl Volume {
             index_memory_bytes: options.index_memory_bytes,
             pack_bytes_max: options.pack_bytes_max,
             workers: if options.background { 2 } else { 0 },
+            // One that is open for reading makes no copies; it reads those that are there.
+            tree_copies: if options.read_only { 1 } else { superblock.tree_copies },
             ..store::Options::default()
         };
         let opened = Store::open(
@@ -181,6 +189,8 @@ impl Volume {
         }
         opened.store.load_bad(bad_chunks(&meta)?);
         let counters = commit::Counts::load(&meta)?;
+        // What cannot be read gets no image, and is no reason to refuse the volume.
+        let image_due_at = image::next_due(&meta, options.image_bytes_min).unwrap_or(u64::MAX);
         Ok(Volume {
             pyramid: Pyramid::new(superblock.profile),
             store: opened.store,
@@ -194,6 +204,7 @@ impl Volume {
             commits: commit::Commits::default(),
             counters: Mutex::new(counters),
             copies: ranges::Copies::default(),
+            image_due_at: AtomicU64::new(image_due_at),
             closed: AtomicBool::new(false),
             lock: Mutex::new(lock),
             threads: Mutex::default(),
@@ -269,6 +280,9 @@ impl Volume {
         self.announce_closing();
         self.stop_threads();
         let committed = if self.options.read_only { Ok(()) } else { self.commit_all() };
+        if committed.is_ok() && !self.options.read_only {
+            self.keep_second_lives();
+        }
         let checkpoint = match (&committed, self.options.read_only) {
             (Ok(()), false) => self.meta.close().map_err(Error::from),
             _ => Ok(()),

@@ -279,7 +279,7 @@ pub struct CreateOptions {
     pub profile: Profile,
     /// Compression of data frames.
     pub compression: Compression,
-    /// Second copies of tree chunks; reserved, 1 for now.
+    /// Copies of each tree chunk, 1 or 2.
     pub tree_copies: u32,
     /// Owner and group of the root directory.
     pub owner: (u32, u32),
@@ -325,6 +325,8 @@ pub struct OpenOptions {
     /// For repair: changes are taken although commit records are missing, and what has no name is
     /// not removed.
     pub repairing: bool,
+    /// Commit records between two images of the metadata, bytes at least.
+    pub image_bytes_min: u64,
 }
 
 impl Default for OpenOptions {
@@ -341,6 +343,7 @@ impl Default for OpenOptions {
             dir_atime: true,
             pack_bytes_max: 64 << 20,
             repairing: false,
+            image_bytes_min: 8 << 20,
         }
     }
 }

@@ -22,6 +22,7 @@ mod programs;
 mod random;
 mod ranges;
 mod rights;
+mod second_lives;
 mod semantics;
 mod shared;
 mod users;

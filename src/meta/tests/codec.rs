@@ -10,9 +10,9 @@ use crate::chunk::Address;
 use crate::meta::groups::Entries;
 use crate::meta::key::reserved;
 use crate::meta::{
-    CodecError, Content, Cookie, Counters, Ino, Inode, Key, KeyRange, NameEntry, record,
+    CodecError, Content, Cookie, Counters, Image, Ino, Inode, Key, KeyRange, NameEntry, record,
 };
-use crate::store::{BadChunk, Location};
+use crate::store::{BadChunk, Location, LogPosition};
 use crate::sys::Timestamp;
 
 fn edge() -> impl Strategy<Value = u64> {
@@ -42,12 +42,13 @@ impl OwnedKey {
             3 => Key::Name { dir: Ino(self.1), cookie: Cookie(self.2) },
             4 => Key::Xattr { ino: Ino(self.1), name: &self.3 },
             5 => Key::Orphan(Ino(self.1)),
-            _ => {
+            6 => {
                 let mut address = [0; 32];
                 address.iter_mut().zip(&self.3).for_each(|(to, from)| *to = *from);
                 let location = Location::unpack(self.2);
                 Key::BadChunk(BadChunk { address: Address(address), location })
             }
+            _ => Key::Image(self.1),
         }
     }
 }
@@ -100,6 +101,7 @@ proptest! {
             Key::BadChunk(BadChunk { address, location }) => {
                 (6, 0, 0, [&address.0[..], &location.pack().to_be_bytes()].concat())
             }
+            Key::Image(image) => (7, image, 0, vec![]),
         };
         prop_assert_eq!(a.key().encode().cmp(&b.key().encode()), order(&a).cmp(&order(&b)));
     }
@@ -119,9 +121,10 @@ proptest! {
         prop_assert_eq!(holds(KeyRange::all_names()), matches!(key, Key::Name { .. }));
         prop_assert_eq!(holds(KeyRange::all_xattrs()), matches!(key, Key::Xattr { .. }));
         prop_assert_eq!(holds(KeyRange::orphans()), matches!(key, Key::Orphan(_)));
-        let is_other = matches!(key, Key::Counters | Key::Check | Key::BadChunk(_));
+        let is_other = matches!(key, Key::Counters | Key::Check | Key::BadChunk(_) | Key::Image(_));
         prop_assert_eq!(KeyRange::others().into_iter().any(holds), is_other);
         prop_assert_eq!(holds(KeyRange::bad_chunks()), matches!(key, Key::BadChunk(_)));
+        prop_assert_eq!(holds(KeyRange::images()), matches!(key, Key::Image(_)));
         let of_ino = matches!(key, Key::Xattr { ino: of, .. } if of == ino);
         prop_assert_eq!(holds(KeyRange::xattrs(ino)), of_ino);
         prop_assert_eq!(holds(KeyRange::inodes(ino)), matches!(key, Key::Inode(of) if ino <= of));
@@ -142,6 +145,10 @@ proptest! {
         prop_assert_eq!(NameEntry::decode(&entry.encode()), Ok(entry));
         let counters = Counters { next_ino, files, logical_bytes, epoch };
         prop_assert_eq!(Counters::decode(&counters.encode()), Ok(counters));
+        let position = LogPosition { pack: next_ino, offset: files, sequence: epoch };
+        let packs = vec![epoch; usize::from(kind % 9)];
+        let image = Image { position, record_bytes: files, bytes: logical_bytes, packs };
+        prop_assert_eq!(Image::decode(&image.encode()), Ok(image));
     }
 
     #[test]
@@ -160,6 +167,9 @@ proptest! {
         }
         if let Ok(counters) = Counters::decode(&bytes) {
             prop_assert_eq!(counters.encode(), bytes.clone());
+        }
+        if let Ok(image) = Image::decode(&bytes) {
+            prop_assert_eq!(image.encode(), bytes.clone());
         }
         if let Ok(key) = Key::decode(&bytes) {
             prop_assert_eq!(key.encode(), bytes.clone());

@@ -2,8 +2,10 @@
 //!
 //! Owns what they share: small chunks by number, a store with small limits, and reading back.
 
+mod aux_packs;
 mod basic;
 mod codec;
+mod copies;
 mod crash;
 mod damage;
 mod format;
@@ -30,6 +32,7 @@ fn small() -> Options {
         pack_bytes_max: 32 * 1024,
         pending_bytes_max: 1 << 20,
         workers: 0,
+        tree_copies: 1,
         compression: Compression::Lz4,
     }
 }
