@@ -1,7 +1,7 @@
 //! `pyramidfs check`: verifies a volume that is not mounted.
 //!
-//! Nothing on its disk changes, unless `--repair` is given and something is there to repair. The lock
-//! is held for the time, so that nobody mounts it.
+//! Nothing on its disk changes, unless `--repair` is given and there is something to repair. The
+//! lock is held for the time, so that nobody mounts it.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

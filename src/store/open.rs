@@ -507,8 +507,8 @@ pub fn replay<E: From<Error>>(
     for number in recovery.numbers_from() {
         recovery.walk_pack(number, from, &mut tail)?;
         // The choice is between the last two records: all before them are settled.
-        let records = (0..tail.frames.len()).rev().filter(|at| position(&tail, *at).is_some());
-        if let Some(settled) = records.skip(2).next()
+        let mut records = (0..tail.frames.len()).rev().filter(|at| position(&tail, *at).is_some());
+        if let Some(settled) = records.nth(2)
             && let Some(end) = position(&tail, settled)
         {
             recovery.records(&tail, end)?.iter().try_for_each(&mut *each)?;

@@ -335,8 +335,8 @@ impl Volume {
         self.keep_second_lives();
     }
 
-    /// Makes second copies of tree chunks, and an image of the metadata, if these are due. A failure
-    /// is no harm: the next time goes on.
+    /// Makes second copies of tree chunks, and an image of the metadata, if these are due. A
+    /// failure is no harm: the next time goes on.
     pub(super) fn keep_second_lives(&self) {
         if self.store.wants_copies()
             && let Err(error) = self.store.copy_trees()
