@@ -19,6 +19,7 @@ mod options;
 mod place;
 mod progress;
 mod remount;
+mod repair;
 mod runtime;
 mod service;
 mod status;

@@ -35,7 +35,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::meta::checkpoint::{Checkpoint, Held};
+use crate::meta::checkpoint::{Checkpoint, Held, View};
 use crate::meta::groups::Part;
 use crate::meta::layers::{Batch, Committing, Layers, merge};
 use crate::store::{LogPosition, Record};
@@ -45,7 +45,9 @@ pub use crate::meta::error::{CodecError, Damage, Error, Result};
 pub use crate::meta::groups::{Group, GroupId, VALUE_BYTES_MAX};
 pub use crate::meta::image::{ImageReader, Rebuild};
 pub use crate::meta::key::{Cookie, Ino, Key, KeyRange, NAME_BYTES_MAX};
-pub use crate::meta::value::{Content, Counters, Image, Inode, NameEntry, TARGET_BYTES_MAX};
+pub use crate::meta::value::{
+    CheckState, Content, Counters, Image, Inode, NameEntry, TARGET_BYTES_MAX,
+};
 
 /// Entries of the first batch of a scan: most scans look one name up.
 const SCAN_FIRST: usize = 16;
@@ -55,6 +57,56 @@ const SCAN_MAX: usize = 1024;
 
 /// Is shown the keys and values of a scan, and says whether to go on.
 pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// Metadata that can be read: as it is now, or as it was at one moment.
+pub trait Reading {
+    /// Returns the value of `key`.
+    fn get(&self, key: &Key<'_>) -> Result<Option<Vec<u8>>>;
+
+    /// Visits the keys and values of a range by ascending key, until `each` breaks.
+    fn scan(&self, range: KeyRange, each: &mut Visitor<'_>) -> Result<()>;
+}
+
+/// The metadata as it was at one commit. While it lives, the pages of the checkpoint that were
+/// replaced since are not used again.
+pub struct Frozen {
+    view: Arc<dyn View>,
+}
+
+impl Reading for Frozen {
+    fn get(&self, key: &Key<'_>) -> Result<Option<Vec<u8>>> {
+        self.view.get(&key.encode())
+    }
+
+    fn scan(&self, range: KeyRange, each: &mut Visitor<'_>) -> Result<()> {
+        let KeyRange { start, end } = range;
+        let mut from = Bound::Included(start);
+        loop {
+            let slice = self.view.slice(from.as_ref().map(Vec::as_slice), &end, SCAN_MAX)?;
+            for (key, value) in &slice.entries {
+                if let Some(value) = value
+                    && each(key, value).is_break()
+                {
+                    return Ok(());
+                }
+            }
+            match slice.entries.last() {
+                Some((key, _)) if slice.is_cut => from = Bound::Excluded(key.to_vec()),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+impl Reading for Meta {
+    fn get(&self, key: &Key<'_>) -> Result<Option<Vec<u8>>> {
+        Meta::get(self, key)
+    }
+
+    fn scan(&self, range: KeyRange, each: &mut Visitor<'_>) -> Result<()> {
+        Meta::scan(self, range, each)
+    }
+}
 
 /// Limits of the metadata's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,6 +250,12 @@ impl Meta {
         };
         slices.push(view.slice(from, end, count)?);
         Ok(merge(&slices))
+    }
+
+    /// Takes in what is committed, and returns the metadata as it stands then.
+    pub fn frozen(&self) -> Result<Frozen> {
+        self.take_in()?;
+        Ok(Frozen { view: self.layers.read().view()? })
     }
 
     /// Asks, and once more when the checkpoint gave up for good because of an earlier error, or was

@@ -17,11 +17,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::aux_pack::AuxWriter;
-use super::frame::{self, Entry, Kind};
+use super::frame::{self, Kind};
 use super::pack::{Found, PackFile, PackHeader, PackKind};
 use super::{Error, Inner, Location, Result, open};
 use crate::chunk::{Address, Tree};
@@ -89,11 +88,12 @@ impl Inner {
         Ok(())
     }
 
-    /// Opens a pack; `None` when it is gone, as aux packs may be at any time.
+    /// Opens a pack; `None` when it is gone, as aux packs may be at any time. What the disk cannot
+    /// read of it is as good as wrong.
     pub(super) fn pack_if_there(&self, number: u64) -> Result<Option<PackFile>> {
         match open::open_pack(&*self.disk, self.life(number)) {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-            opened => opened.map(Some),
+            opened => opened.map(|file| Some(file.forgiving())),
         }
     }
 
@@ -184,15 +184,9 @@ impl Inner {
     pub(super) fn copy_from(&self, source: u64, address: &Address) -> Result<Option<Tree>> {
         let Some(&number) = self.known_copies()?.by_source.get(&source) else { return Ok(None) };
         let Some(&at) = self.table_of(number)?.get(address) else { return Ok(None) };
-        let read: Result<Option<(Entry, Bytes)>> = match self.header(at)? {
-            Some(header) => self.verified(address, at, &header).map(Some),
-            None => Ok(None),
-        };
-        match read {
-            Ok(Some((entry, bytes))) => Ok(frame::decode_tree(&entry, &bytes)),
-            Ok(None) | Err(Error::Damaged { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let Some(header) = self.header(at)? else { return Ok(None) };
+        let read = self.verified_at(address, at, &header)?;
+        Ok(read.and_then(|(entry, bytes)| frame::decode_tree(&entry, &bytes)))
     }
 
     fn table_of(&self, number: u64) -> Result<Arc<Table>> {

@@ -182,6 +182,21 @@ impl Volume {
         result
     }
 
+    /// Commits chunks that no change has a need for: those of a repair.
+    pub(crate) fn commit_chunks(&self) -> Result<(), Error> {
+        let counters = self.counters.lock().committed;
+        self.meta.enter().put(&Key::Counters, counters.encode());
+        self.commit_all()
+    }
+
+    /// Sets what the volume counts, from the next commit on: for repair, with nothing else going on.
+    pub(crate) fn recount(&self, counted: &Counters) {
+        let mut counters = self.counters.lock();
+        (counters.next_ino, counters.files) = (counted.next_ino, counted.files);
+        counters.committed = *counted;
+        counters.logical.clear();
+    }
+
     /// Finishes the group that is cut already, if one is, and then the open one.
     fn commit_running(&self, running: &mut Running) -> Result<(), Error> {
         if running.cut.is_some() {
@@ -190,6 +205,7 @@ impl Volume {
         if self.meta.wants_take_in() && !self.options.background {
             self.meta.take_in()?;
         }
+        self.note_bad_chunks();
         let cut = self.meta.cut(false, |group| {
             let counters = self.counters.lock().at_cut();
             (self.commits.dirty.lock().remove(&group).unwrap_or_default(), counters)

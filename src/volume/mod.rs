@@ -16,16 +16,17 @@
 //!
 //! Absent on purpose: FUSE, errno numbers, permissions (the kernel checks them).
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::meta::{self, Ino, Inode, Key, Meta};
+use crate::meta::{self, Ino, Inode, Key, KeyRange, Meta};
 use crate::pyramid::Pyramid;
 use crate::store::{self, Store};
-use crate::sys::{Clock, Disk, DiskLock, Rng};
+use crate::sys::{Clock, Disk, DiskLock, Rng, Timestamp};
 
 mod access;
 mod acl;
@@ -63,6 +64,9 @@ pub use rebuild::{Rebuilt, metadata_damage, rebuild_metadata};
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
 pub use types::*;
 pub use xattrs::is_acl;
+
+/// Damaged places that one group takes in at most.
+const BAD_CHANGES_MAX: usize = 4096;
 
 /// A volume that is open.
 pub struct Volume {
@@ -138,7 +142,7 @@ impl Volume {
     /// Removes what a crash left without a name, and starts the threads.
     fn begin(self) -> Result<Arc<Volume>, Error> {
         let volume = Arc::new(self);
-        if !volume.options.read_only {
+        if !volume.options.read_only && !volume.options.repairing {
             volume.remove_orphans()?;
         }
         if volume.options.background {
@@ -177,12 +181,13 @@ impl Volume {
             store_options,
             meta.position(),
         )?;
-        if !options.read_only {
+        if !options.read_only && !options.repairing {
             refuse_gaps(&opened.findings, meta.position().sequence)?;
         }
         for record in &opened.records {
             meta.replay(record)?;
         }
+        opened.store.load_bad(bad_chunks(&meta)?);
         let counters = commit::Counts::load(&meta)?;
         // What cannot be read gets no image, and is no reason to refuse the volume.
         let image_due_at = image::next_due(&meta, options.image_bytes_min).unwrap_or(u64::MAX);
@@ -211,6 +216,21 @@ impl Volume {
         })
     }
 
+    /// Enters what the store learnt of damaged chunks into the open group.
+    fn note_bad_chunks(&self) {
+        let changes = self.store.bad_changes(BAD_CHANGES_MAX);
+        if changes.is_empty() {
+            return;
+        }
+        let group = self.meta.enter();
+        for (bad, is_damaged) in changes {
+            match is_damaged {
+                true => group.put(&Key::BadChunk(bad), Vec::new()),
+                false => group.delete(&Key::BadChunk(bad)),
+            }
+        }
+    }
+
     /// What opening found: damage, packs that were set aside, a tail that was cut.
     pub fn findings(&self) -> &[store::Finding] {
         &self.findings
@@ -219,6 +239,11 @@ impl Volume {
     /// What the volume is.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
+    }
+
+    /// The time, as the volume knows it.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// The metadata, for `check`.
@@ -327,6 +352,19 @@ fn refuse_gaps(findings: &[store::Finding], held: u64) -> Result<(), Error> {
         }
         _ => Ok(()),
     })
+}
+
+/// The damaged places of chunks that the metadata knows.
+fn bad_chunks(meta: &Meta) -> Result<Vec<store::BadChunk>, Error> {
+    let mut found = Vec::new();
+    meta.scan(KeyRange::bad_chunks(), &mut |key, _| {
+        // What cannot be read is named by `check`; the place will be met again.
+        if let Ok(Key::BadChunk(bad)) = Key::decode(key) {
+            found.push(bad);
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
 }
 
 /// Removes the files that an unfinished [`Volume::create`] left; directories stay.

@@ -324,6 +324,9 @@ pub struct OpenOptions {
     pub pack_bytes_max: u64,
     /// Commit records between two images of the metadata, bytes at least.
     pub image_bytes_min: u64,
+    /// For repair: changes are taken although commit records are missing, and what has no name is
+    /// not removed.
+    pub repairing: bool,
 }
 
 impl Default for OpenOptions {
@@ -340,6 +343,7 @@ impl Default for OpenOptions {
             dir_atime: true,
             pack_bytes_max: 64 << 20,
             image_bytes_min: 8 << 20,
+            repairing: false,
         }
     }
 }

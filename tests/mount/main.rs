@@ -6,6 +6,7 @@
 
 mod acls;
 mod backing;
+mod checks;
 mod commands;
 mod copies;
 mod full;

@@ -115,7 +115,7 @@ fn verify_findings(store: &Store) -> Vec<Finding> {
         }
         ControlFlow::Continue(())
     };
-    store.verify(true, &mut each).unwrap();
+    store.verify(0, true, &mut each).unwrap();
     findings
 }
 
