@@ -12,9 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 
-use crate::meta::{
-    CodecError, Content, Cookie, Counters, Image, Ino, Inode, Key, KeyRange, NameEntry,
-};
+use crate::meta::{CodecError, Content, Cookie, Counters, Ino, Inode, Key, KeyRange, NameEntry};
 use crate::volume::{Error, MODE_DIR, MODE_FILE, MODE_TYPE, Volume};
 
 /// The directory for what has lost its names.
@@ -97,8 +95,7 @@ impl<'a> Entries<'a> {
             }
             Key::Xattr { ino, name } => self.xattrs.push((ino, name.to_vec())),
             Key::Orphan(ino) => drop(self.orphans.insert(ino)),
-            Key::Image(_) => drop(Image::decode(value)?),
-            Key::BadChunk(_) | Key::Check => {}
+            Key::BadChunk(_) | Key::Check | Key::Image(_) => {}
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Progress, entries};
+use super::{Finding, Progress, entries};
 use crate::chunk::{Address, Sink, Source, Tree};
 use crate::meta::{Content, Ino, KeyRange};
 use crate::pyramid::{self, SplitError, Visit};
@@ -48,6 +48,8 @@ pub type EachFile<'a> = dyn FnMut(&mut dyn Read) -> Result<(), Error> + 'a;
 /// What a repair did.
 #[derive(Debug, Default)]
 pub struct Repaired {
+    /// What opening found, and what only a repair passes over: commits that are lost.
+    pub opening: Vec<Finding>,
     /// What was written again in its place.
     pub mended: Vec<Mended>,
     /// Tree chunks that were stored anew from their second copies.
@@ -73,7 +75,11 @@ pub fn repair(
 ) -> Result<Repaired, Error> {
     let options = OpenOptions { background: false, repairing: true, ..OpenOptions::default() };
     let volume = Volume::open(disk, clock, options)?;
-    let mut repaired = Repaired { mended: volume.store().mend()?, ..Repaired::default() };
+    let is_lost = |one: &store::Finding| matches!(one, store::Finding::RecordMissing { .. });
+    let opening = volume.findings().iter().filter(|one| is_lost(one));
+    let opening = opening.map(|one| Finding::Store(one.clone())).collect();
+    let mended = volume.store().mend()?;
+    let mut repaired = Repaired { opening, mended, ..Repaired::default() };
     volume.store().verify(0, true, &mut |step| {
         if let VerifyStep::Progress { bytes, bytes_total, .. } = step {
             let (done_bytes, total_bytes) = (bytes, bytes_total);

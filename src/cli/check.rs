@@ -166,20 +166,23 @@ fn offline(arguments: &Arguments) -> Result<Printed, Error> {
     let disk = place::disk(&path)?;
     let of_volume = |error| Error::Volume { path: path.clone(), error };
     let mut progress = Progress::start(true);
-    let (mut repairs, mut lost) = (Vec::new(), Vec::new());
+    let mut repairs = Vec::new();
+    let mut lost = Vec::new();
     if arguments.repair {
         let lock = lock(&disk, &path)?;
-        if let Some(rebuilt) = repair_metadata(&disk, lock.is_some()).map_err(of_volume)? {
-            repairs.push(rebuilt.to_string());
-            lost = rebuilt.findings;
+        if lock.is_none() {
+            return Err(of_volume(volume::Error::ReadOnly));
         }
-        // Whether it may be changed at all: the repair takes the lock by itself.
+        lost = repair_metadata(&disk, &mut repairs).map_err(of_volume)?;
+        // What follows takes it by itself.
         drop(lock);
-        repairs.extend(repair::lines(&repair::repair(&path, &arguments.from, &mut progress)?));
+        let repaired = repair::repair(&path, &arguments.from, &mut progress)?;
+        lost.extend(repaired.opening.iter().map(ToString::to_string));
+        repairs.extend(repair::lines(&repaired));
     }
     let _lock = lock(&disk, &path)?;
     let overlay: Arc<dyn Disk> = Arc::new(OverlayDisk::new(disk));
-    let mut report = check::run(
+    let report = check::run(
         overlay,
         Arc::new(RealClock::new()),
         arguments.read_data,
@@ -188,30 +191,30 @@ fn offline(arguments: &Arguments) -> Result<Printed, Error> {
         },
     )
     .map_err(of_volume)?;
-    report.findings.extend(lost.into_iter().map(check::Finding::Store));
+    let mut findings = lost;
+    findings.extend(report.findings.iter().map(ToString::to_string));
     Ok(Printed {
-        clean: report.findings.is_empty(),
+        clean: findings.is_empty(),
         files: report.files,
         chunks: report.chunks,
         bytes: report.bytes,
         healed: report.healed,
         repairs,
-        count: report.findings.len() as u64,
-        findings: report.findings.iter().map(ToString::to_string).collect(),
+        count: findings.len() as u64,
+        findings,
     })
 }
 
-/// Makes the metadata again if it cannot be used.
+/// Makes the metadata again if it cannot be used, and says so. Returns what is lost for good.
 fn repair_metadata(
     disk: &Arc<dyn Disk>,
-    is_locked: bool,
-) -> Result<Option<volume::Rebuilt>, volume::Error> {
-    let Some(damage) = volume::metadata_damage(disk)? else { return Ok(None) };
-    if !is_locked {
-        return Err(volume::Error::ReadOnly);
-    }
-    tracing::warn!("{damage}");
-    volume::rebuild_metadata(disk).map(Some)
+    repairs: &mut Vec<String>,
+) -> Result<Vec<String>, volume::Error> {
+    let Some(damage) = volume::metadata_damage(disk)? else { return Ok(Vec::new()) };
+    let rebuilt = volume::rebuild_metadata(disk)?;
+    let aside = rebuilt.aside.map_or(String::new(), |path| format!("; the old one is {path}"));
+    repairs.push(format!("{damage}: made again up to commit {}{aside}", rebuilt.sequence));
+    Ok(rebuilt.findings.into_iter().map(|one| check::Finding::Store(one).to_string()).collect())
 }
 
 /// Keeps others from mounting it. Read-only media need no lock.

@@ -23,8 +23,8 @@ const TAG_CONTENT: u8 = 0x11;
 const TAG_NAME: u8 = 0x12;
 const TAG_XATTR: u8 = 0x13;
 const TAG_ORPHAN: u8 = 0x20;
-const TAG_IMAGE: u8 = 0x43;
 const TAG_BAD_CHUNK: u8 = 0x40;
+const TAG_IMAGE: u8 = 0x43;
 
 /// Tags that later formats fill; a key with one of them is refused until then.
 pub mod reserved {
@@ -115,10 +115,10 @@ pub enum Key<'a> {
     },
     /// An inode without names that the kernel has not forgotten; the value is empty.
     Orphan(Ino),
-    /// The image of the metadata with this number: an [`Image`](crate::meta::Image).
-    Image(u64),
     /// A place of the packs where a chunk is damaged; the value is empty.
     BadChunk(BadChunk),
+    /// The image of the metadata with this number: an [`Image`](crate::meta::Image).
+    Image(u64),
 }
 
 impl<'a> Key<'a> {
@@ -137,13 +137,13 @@ impl<'a> Key<'a> {
                 bytes
             }
             Key::Orphan(ino) => numbers(TAG_ORPHAN, &[ino.0]),
-            Key::Image(image) => numbers(TAG_IMAGE, &[image]),
             Key::BadChunk(BadChunk { address, location }) => {
                 let mut bytes = vec![TAG_BAD_CHUNK];
                 bytes.extend_from_slice(&address.0);
                 bytes.extend_from_slice(&location.pack().to_be_bytes());
                 bytes
             }
+            Key::Image(image) => numbers(TAG_IMAGE, &[image]),
         }
     }
 
@@ -165,12 +165,12 @@ impl<'a> Key<'a> {
                 Key::Xattr { ino, name }
             }
             TAG_ORPHAN => Key::Orphan(ino(&mut reader)?),
-            TAG_IMAGE => Key::Image(number(&mut reader)?),
             TAG_BAD_CHUNK => {
                 let address = Address(reader.array()?);
                 let location = Location::unpack(number(&mut reader)?);
                 Key::BadChunk(BadChunk { address, location })
             }
+            TAG_IMAGE => Key::Image(number(&mut reader)?),
             tag => return Err(CodecError::Tag(tag)),
         };
         reader.finish()?;
@@ -234,11 +234,6 @@ impl KeyRange {
         KeyRange::of_prefix(vec![TAG_ORPHAN])
     }
 
-    /// All images of the metadata, by number.
-    pub fn images() -> KeyRange {
-        KeyRange::of_prefix(vec![TAG_IMAGE])
-    }
-
     /// All that stands in none of the ranges of inodes, contents, names, attributes and orphans.
     pub fn others() -> [KeyRange; 3] {
         let range = |start: u8, end: u8| KeyRange { start: vec![start], end: vec![end] };
@@ -249,6 +244,11 @@ impl KeyRange {
     /// All damaged chunks, by address.
     pub fn bad_chunks() -> KeyRange {
         KeyRange::of_prefix(vec![TAG_BAD_CHUNK])
+    }
+
+    /// All images of the metadata, by number.
+    pub fn images() -> KeyRange {
+        KeyRange::of_prefix(vec![TAG_IMAGE])
     }
 
     fn of_prefix(prefix: Vec<u8>) -> KeyRange {

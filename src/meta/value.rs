@@ -229,6 +229,40 @@ impl Counters {
     }
 }
 
+/// How far the check of a mounted volume has come, and how the last one ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CheckState {
+    /// The pack with which one that was cut short goes on; 0: none was.
+    pub next_pack: u64,
+    /// When the last one ended that looked at everything: seconds since 1970, 0 for never.
+    pub finished: u64,
+    /// What that one found, or what the one that was cut short had found by then.
+    pub findings: u64,
+}
+
+impl CheckState {
+    /// Returns the value's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        for number in [self.next_pack, self.finished, self.findings] {
+            put_varint(&mut out, number);
+        }
+        out
+    }
+
+    /// Takes the value's bytes apart.
+    pub fn decode(bytes: &[u8]) -> Result<CheckState, CodecError> {
+        let mut reader = open(bytes)?;
+        let state = CheckState {
+            next_pack: reader.varint()?,
+            finished: reader.varint()?,
+            findings: reader.varint()?,
+        };
+        reader.finish()?;
+        Ok(state)
+    }
+}
+
 /// An image of the metadata, in packs beside the log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Image {
@@ -267,40 +301,6 @@ impl Image {
             (0..count).map(|_| reader.varint()).collect::<Result<Vec<u64>, CodecError>>()?;
         reader.finish()?;
         Ok(Image { position, record_bytes, bytes: bytes_stored, packs })
-    }
-}
-
-/// How far the check of a mounted volume has come, and how the last one ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CheckState {
-    /// The pack with which one that was cut short goes on; 0: none was.
-    pub next_pack: u64,
-    /// When the last one ended that looked at everything: seconds since 1970, 0 for never.
-    pub finished: u64,
-    /// What that one found, or what the one that was cut short had found by then.
-    pub findings: u64,
-}
-
-impl CheckState {
-    /// Returns the value's bytes.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![FORMAT];
-        for number in [self.next_pack, self.finished, self.findings] {
-            put_varint(&mut out, number);
-        }
-        out
-    }
-
-    /// Takes the value's bytes apart.
-    pub fn decode(bytes: &[u8]) -> Result<CheckState, CodecError> {
-        let mut reader = open(bytes)?;
-        let state = CheckState {
-            next_pack: reader.varint()?,
-            finished: reader.varint()?,
-            findings: reader.varint()?,
-        };
-        reader.finish()?;
-        Ok(state)
     }
 }
 

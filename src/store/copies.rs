@@ -189,6 +189,16 @@ impl Inner {
         Ok(read.and_then(|(entry, bytes)| frame::decode_tree(&entry, &bytes)))
     }
 
+    /// Returns the pack that has the same tree frames: the copies of a pack of the log, or the
+    /// source of an aux pack.
+    pub(super) fn twin_of(&self, number: u64) -> Result<Option<PackFile>> {
+        let twin = match self.source_of(number)? {
+            Some(source) => Some(source),
+            None => self.known_copies()?.by_source.get(&number).copied(),
+        };
+        twin.map_or(Ok(None), |twin| self.pack_if_there(twin))
+    }
+
     fn table_of(&self, number: u64) -> Result<Arc<Table>> {
         let mut slot = self.copies.table.lock();
         if let Some((of, table)) = slot.as_ref()

@@ -160,16 +160,22 @@ impl Check<'_> {
             true => (0_u8..).zip(header.entries.iter().map(|entry| entry.address)).collect(),
             false => self.wrong_chunks(header, raw.as_deref().unwrap_or_default()),
         };
+        // Its copies are read through no index, and what they are for is not to be needed.
+        let is_aux = self.file.is_aux().map_err(Error::io("read a pack"))?;
         let mut in_use = false;
         for (slot, entry) in (0_u8..).zip(&header.entries) {
             let location = Location { pack, offset, slot };
             let address = entry.address;
-            if !wrong.contains(&(slot, address)) {
-                self.inner.bad.leave(location);
+            let is_wrong = wrong.contains(&(slot, address));
+            match (is_wrong, is_aux) {
+                (false, _) => self.inner.bad.leave(location),
+                (true, false) => self.inner.bad.enter(address, location),
+                (true, true) => {}
+            }
+            if !is_wrong {
                 continue;
             }
-            self.inner.bad.enter(address, location);
-            let told = match self.inner.is_elsewhere(&address, location)? {
+            let told = match !is_aux && self.inner.is_elsewhere(&address, location)? {
                 true => VerifyStep::Healed(BadChunk { address, location }),
                 false => VerifyStep::Found(Finding::ChunkDamaged { address, location }),
             };

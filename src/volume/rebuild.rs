@@ -32,16 +32,6 @@ pub struct Rebuilt {
     pub findings: Vec<Finding>,
 }
 
-impl std::fmt::Display for Rebuilt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "made the metadata again up to commit {}", self.sequence)?;
-        match &self.aside {
-            Some(path) => write!(f, "; the old one is {path}"),
-            None => Ok(()),
-        }
-    }
-}
-
 /// Says why the metadata cannot be used, if that is so; reads all of it and changes nothing.
 pub fn metadata_damage(disk: &Arc<dyn Disk>) -> Result<Option<meta::Error>, Error> {
     let overlay: Arc<dyn Disk> = Arc::new(OverlayDisk::new(Arc::clone(disk)));

@@ -35,7 +35,7 @@ struct OwnedKey(u8, u64, u64, Vec<u8>);
 impl OwnedKey {
     fn key(&self) -> Key<'_> {
         match self.0 {
-            0 if self.1 % 2 == 0 => Key::Counters,
+            0 if self.1.is_multiple_of(2) => Key::Counters,
             0 => Key::Check,
             1 => Key::Inode(Ino(self.1)),
             2 => Key::Content(Ino(self.1)),
@@ -98,10 +98,10 @@ proptest! {
             Key::Name { dir, cookie } => (3, dir.0, cookie.0, vec![]),
             Key::Xattr { ino, name } => (4, ino.0, 0, name.to_vec()),
             Key::Orphan(ino) => (5, ino.0, 0, vec![]),
-            Key::Image(image) => (7, image, 0, vec![]),
             Key::BadChunk(BadChunk { address, location }) => {
                 (6, 0, 0, [&address.0[..], &location.pack().to_be_bytes()].concat())
             }
+            Key::Image(image) => (7, image, 0, vec![]),
         };
         prop_assert_eq!(a.key().encode().cmp(&b.key().encode()), order(&a).cmp(&order(&b)));
     }
@@ -121,10 +121,10 @@ proptest! {
         prop_assert_eq!(holds(KeyRange::all_names()), matches!(key, Key::Name { .. }));
         prop_assert_eq!(holds(KeyRange::all_xattrs()), matches!(key, Key::Xattr { .. }));
         prop_assert_eq!(holds(KeyRange::orphans()), matches!(key, Key::Orphan(_)));
-        prop_assert_eq!(holds(KeyRange::images()), matches!(key, Key::Image(_)));
         let is_other = matches!(key, Key::Counters | Key::Check | Key::BadChunk(_) | Key::Image(_));
         prop_assert_eq!(KeyRange::others().into_iter().any(holds), is_other);
         prop_assert_eq!(holds(KeyRange::bad_chunks()), matches!(key, Key::BadChunk(_)));
+        prop_assert_eq!(holds(KeyRange::images()), matches!(key, Key::Image(_)));
         let of_ino = matches!(key, Key::Xattr { ino: of, .. } if of == ino);
         prop_assert_eq!(holds(KeyRange::xattrs(ino)), of_ino);
         prop_assert_eq!(holds(KeyRange::inodes(ino)), matches!(key, Key::Inode(of) if ino <= of));

@@ -256,3 +256,41 @@ fn copying_that_fails_is_no_harm_and_goes_on() {
         }
     }
 }
+
+#[test]
+fn trees_are_written_again_from_their_copies_and_copies_from_their_trees() {
+    let (disk, last) = volume(twice());
+    let store = open_twice(&disk, last).store;
+    assert_eq!(store.mend().unwrap(), []);
+    let (at, header) = tree_at(&store, 0);
+    let (aux, _) = aux_packs(&disk).into_iter().find(|(_, source)| *source == at.pack).unwrap();
+    drop(store);
+    let contents = |disk: &SimDisk, pack: u64| {
+        let file = disk.open(&pack::pack_path(pack), Access::Read).unwrap();
+        let len = file.len().unwrap() as usize;
+        pack::read(&*file, 0, len).unwrap()
+    };
+    let payload_at = at.offset + header.head_bytes() + 5;
+    // The first frame of the copies.
+    let copy_at = pack::PACK_HEADER_BYTES + header.head_bytes() + 5;
+    for (pack, offset) in [(at.pack, payload_at), (aux, copy_at)] {
+        let image = disk.crash(Keep::All);
+        image.rot(&pack::pack_path(pack), offset, 1).unwrap();
+        let store = open_twice(&image, last).store;
+        let findings = verify_findings(&store);
+        let damaged = |one: &Finding| matches!(one, Finding::PayloadDamaged { pack: found, .. } if *found == pack);
+        assert!(findings.iter().any(damaged), "{findings:?}");
+        let mended = store.mend().unwrap();
+        let is_it = |one: &Mended| matches!(one, Mended::TreeFrame { pack: at, .. } if *at == pack);
+        assert!(mended.len() == 1 && mended.iter().all(is_it), "{mended:?}");
+        assert!(contents(&image, pack) == contents(&disk, pack));
+        assert_eq!(verify_findings(&store), []);
+        assert_eq!(store.bad(), []);
+        assert!(tree_is_read(&store, 0));
+    }
+    // Both are damaged: what nobody has stays as it is.
+    disk.rot(&pack::pack_path(at.pack), payload_at, 1).unwrap();
+    disk.rot(&pack::pack_path(aux), copy_at, 1).unwrap();
+    let store = open_twice(&disk, last).store;
+    assert_eq!(store.mend().unwrap(), []);
+}
