@@ -123,8 +123,6 @@ struct Recovery {
     from: LogPosition,
     listing: Listing,
     findings: Vec<Finding>,
-    /// Whether what the disk cannot read is as good as wrong.
-    forgiving: bool,
 }
 
 /// Opens and recovers a store.
@@ -141,9 +139,8 @@ pub fn open(
         // Best effort: nobody reads it, and its number is used up as long as it is there.
         let _ = disk.remove_file(path);
     }
-    let (findings, forgiving) = (Vec::new(), false);
     let mut recovery =
-        Recovery { disk: Arc::clone(&disk), volume_id, from, listing, findings, forgiving };
+        Recovery { disk: Arc::clone(&disk), volume_id, from, listing, findings: Vec::new() };
     let tail = recovery.walk_tail()?;
     let chosen = recovery.choose(&tail)?;
     let end = chosen.map_or(from, |chosen| position(&tail, chosen).unwrap_or(from));
@@ -196,8 +193,7 @@ impl Recovery {
     }
 
     fn pack_file(&self, number: u64) -> Result<PackFile> {
-        let file = open_pack(&*self.disk, self.life(number))?;
-        Ok(if self.forgiving { file.forgiving() } else { file })
+        open_pack(&*self.disk, self.life(number))
     }
 
     /// Reads the frame headers of the log from `from` on, past the page cache.
@@ -507,8 +503,8 @@ pub fn replay<E: From<Error>>(
     each: &mut dyn FnMut(&Record) -> std::result::Result<(), E>,
 ) -> std::result::Result<(LogPosition, Vec<Finding>), E> {
     let listing = list(&**disk)?;
-    let (disk, findings, forgiving) = (Arc::clone(disk), Vec::new(), true);
-    let mut recovery = Recovery { disk, volume_id, from, listing, findings, forgiving };
+    let mut recovery =
+        Recovery { disk: Arc::clone(disk), volume_id, from, listing, findings: Vec::new() };
     let mut tail = Tail { sequence: from.sequence, ..Tail::default() };
     for number in recovery.numbers_from() {
         recovery.walk_pack(number, from, &mut tail)?;

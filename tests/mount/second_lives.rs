@@ -38,7 +38,7 @@ fn lost_metadata_is_made_again_by_check_repair() {
     let repair = || {
         let mut command = Command::new(PROGRAM);
         let output = run(command.args(["check", "--read-data", "--repair"]).arg(site.volume()));
-        String::from_utf8(output.stdout).unwrap()
+        String::from_utf8(output.stderr).unwrap()
     };
     assert!(repair().contains("made again up to commit"));
     assert!(!repair().contains("made again"), "there is nothing to do any more");
