@@ -1,8 +1,8 @@
 //! Images of the metadata: how their parts lie in aux packs, and how they are found again.
 //!
 //! Owns writing the parts of an image, finding whole images with nothing but the packs, and
-//! removing those that a newer one has made useless. A part is a frame of kind `Image`; in the place of the
-//! list stands:
+//! removing those that a newer one has made useless. A part is a frame of kind `Image`; in the
+//! place of the list stands:
 //!
 //! ```text
 //! offset size field (little-endian)
