@@ -54,7 +54,7 @@ impl OwnedKey {
 }
 
 fn any_key() -> impl Strategy<Value = OwnedKey> {
-    (0..7u8, edge(), edge(), bytes(255)).prop_map(|(a, b, c, d)| OwnedKey(a, b, c, d))
+    (0..8u8, edge(), edge(), bytes(255)).prop_map(|(a, b, c, d)| OwnedKey(a, b, c, d))
 }
 
 prop_compose! {
