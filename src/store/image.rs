@@ -1,8 +1,8 @@
 //! Images of the metadata: how their parts lie in aux packs, and how they are found again.
 //!
 //! Owns writing the parts of an image, finding whole images with nothing but the packs, and
-//! removing those that a newer one has made useless. A part is a frame of kind `Image`; in the place of the
-//! list stands:
+//! removing those that a newer one has made useless. A part is a frame of kind `Image`; in the
+//! place of the list stands:
 //!
 //! ```text
 //! offset size field (little-endian)
@@ -234,7 +234,7 @@ pub fn find_images(disk: &Arc<dyn Disk>, volume_id: [u8; 16]) -> Result<Vec<Foun
     let mut parts: BTreeMap<u64, Vec<(u64, u64, ImageHead, u32)>> = BTreeMap::new();
     for pack in open::list(&**disk)?.numbers {
         let opened = open::open_pack(&**disk, Life { volume_id, pack });
-        let heads = match opened.and_then(|file| heads_in(&file)) {
+        let heads = match opened.and_then(|file| heads_in(&file.forgiving())) {
             // As good as not there; another image, or the log alone, will do.
             Err(Error::Io { .. }) => continue,
             heads => heads?,
@@ -276,7 +276,7 @@ impl FoundImage {
     ) -> impl Iterator<Item = Result<Option<Vec<u8>>>> + 'a {
         self.parts.iter().map(move |&(pack, offset)| {
             let opened = open::open_pack(&**disk, Life { volume_id, pack });
-            match opened.and_then(|file| read_part(&file, offset)) {
+            match opened.and_then(|file| read_part(&file.forgiving(), offset)) {
                 Err(Error::Io { .. }) => Ok(None),
                 read => read,
             }

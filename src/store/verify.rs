@@ -88,7 +88,6 @@ fn walk(inner: &Inner, first: u64, read_data: bool, step: Step<'_>) -> Walk<()> 
             continue;
         }
         let Some(file) = inner.pack_if_there(number)? else { continue };
-        let file = file.forgiving();
         let mut check = Check { inner, file, read_data, bytes_before, bytes_total };
         check.pack(end, number == open_pack, step)?;
         bytes_before += end;

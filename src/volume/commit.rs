@@ -189,7 +189,8 @@ impl Volume {
         self.commit_all()
     }
 
-    /// Sets what the volume counts, from the next commit on: for repair, with nothing else going on.
+    /// Sets what the volume counts, from the next commit on: for repair, with nothing else going
+    /// on.
     pub(crate) fn recount(&self, counted: &Counters) {
         let mut counters = self.counters.lock();
         (counters.next_ino, counters.files) = (counted.next_ino, counted.files);
