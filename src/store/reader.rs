@@ -110,7 +110,9 @@ impl Inner {
         };
         let pack = PackFile::new(file, self.life(at.pack)).map_err(Error::io("read a pack"))?;
         let pack = pack.forgiving();
-        if let Some(found) = pack.probe(at.offset).map_err(Error::io("read a pack"))? {
+        // One that reaches behind the end of the file was cut off there.
+        let found = pack.probe(at.offset).map_err(Error::io("read a pack"))?;
+        if let Some(found) = found.filter(|found| found.end() <= pack.len) {
             let header = Arc::new(found.header);
             self.keep_header(at, Arc::clone(&header));
             return Ok(Some(header));

@@ -521,3 +521,24 @@ fn a_frame_with_as_many_chunks_as_one_can_have() {
     disk.rot(&pack::pack_path(at.pack), at.offset + header.head_bytes() + 1, 1).unwrap();
     assert!(!verify_findings(&store).is_empty());
 }
+
+#[test]
+fn a_chunk_whose_frame_is_cut_off_is_not_offered() {
+    let (disk, positions) = volume();
+    let store = open_from(&disk, small(), positions[9]).store;
+    let at = location_of(&store, 5);
+    drop(store);
+    assert!(at.pack < positions[9].pack, "its pack is sealed");
+    let path = pack::pack_path(at.pack);
+    let file = disk.open(&path, Access::Write).unwrap();
+    // Header and list are there, and a part of the payload.
+    let len = at.offset + 40 + 36 * 10 + 20;
+    assert!(len < file_len(&disk, &path));
+    file.set_len(len).unwrap();
+    let store = open_from(&disk, small(), positions[9]).store;
+    assert!(!store.contains(&address_of(5)).unwrap());
+    assert!(matches!(store.data(&address_of(5)), Err(Error::Damaged { .. })));
+    put(&store, 5).unwrap();
+    commit(&store, b"").unwrap();
+    assert_reads(&store, [5]);
+}

@@ -455,8 +455,8 @@ fn judge_repair(sample: &Sample, whole: &Whole, disk: &SimDisk, tally: &mut Tall
     let image = Arc::new(OverlayDisk::new(disk));
     let report = check::run(image, clock, true, &mut |_| {}).unwrap();
     let in_place = |one: &check::Finding| matches!(one, check::Finding::Store(_));
-    let at_peace = report.findings.iter().all(in_place);
-    assert!(at_peace || 0 < repaired.lost, "{:?} after {repaired:?}", report.findings);
+    let left: Vec<_> = report.findings.iter().filter(|one| !in_place(one)).take(3).collect();
+    assert!(left.is_empty() || 0 < repaired.lost, "{left:?} after {repaired:?}");
 }
 
 /// The volume may take changes or not: it says which, and keeps what it took. Bytes that it holds
