@@ -15,6 +15,7 @@ mod kill;
 mod mounting;
 mod names;
 mod numbers;
+mod pairs;
 mod plain;
 mod processes;
 mod programs;
