@@ -89,7 +89,8 @@ impl Volume {
         if superblock.uuid != self.superblock.uuid {
             return Err(Error::Changed);
         }
-        let mut volume = Volume::assemble(disk, clock, superblock, options)?;
+        let lock = super::lock_for(disk.as_ref(), &options)?;
+        let mut volume = Volume::assemble(disk, clock, superblock, options, lock)?;
         if volume.store.stats().sequence != self.store.stats().sequence {
             if let Err(error) = volume.close() {
                 tracing::warn!("cannot close the volume after a look: {error}");
