@@ -19,7 +19,6 @@ use std::io;
 use std::sync::Arc;
 
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use super::cache::Cache;
 use super::frame::{self, Entry, Kind, Life};
@@ -34,6 +33,7 @@ use super::reader::Lookup;
 use super::record::{RecordHead, run_on};
 use super::{Error, FILES_MAX, Finding, Inner, Location, LogPosition, Options, Record, Result};
 use crate::chunk::Profile;
+use crate::sys::locks::Mutex;
 use crate::sys::{Access, Disk};
 
 /// Records that are missing in a row and are named one by one.

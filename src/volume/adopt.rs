@@ -14,9 +14,8 @@
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
-
 use super::{Error, OpenOptions, Superblock, Volume};
+use crate::sys::locks::Mutex;
 use crate::sys::{Clock, Disk};
 
 /// The volume that a mount serves.

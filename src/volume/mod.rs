@@ -17,13 +17,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-
-use parking_lot::{Mutex, RwLock};
 
 use crate::meta::{self, Ino, Inode, Key, Meta};
 use crate::pyramid::Pyramid;
 use crate::store::{self, Store};
+use crate::sys::locks::thread::JoinHandle;
+use crate::sys::locks::{Mutex, RwLock};
 use crate::sys::{Clock, Disk, DiskLock, Rng};
 
 mod access;

@@ -10,6 +10,8 @@ mod format;
 mod hostile;
 mod limits;
 mod model;
+#[cfg(shuttle)]
+mod schedules;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

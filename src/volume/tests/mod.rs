@@ -19,6 +19,8 @@ mod large;
 mod model;
 mod names;
 mod ranges;
+#[cfg(shuttle)]
+mod schedules;
 mod small;
 mod soak;
 mod superblocks;
