@@ -106,7 +106,9 @@ fn a_full_disk_hangs_nobody_and_all_goes_on_when_there_is_room() {
         helper.join().unwrap();
         // What was refused stays in flight, and comes with the next.
         let numbers: Vec<u64> = (0..5).collect();
-        numbers.iter().for_each(|number| drop(put(&store, *number).unwrap()));
+        for number in &numbers {
+            put(&store, *number).unwrap();
+        }
         commit(&store, b"").unwrap();
         assert_eq!(store.stats().pending_bytes, 0);
         assert_recovers(&disk.crash(crate::sys::sim::Keep::Nothing), 1 + records + 1, &numbers);

@@ -141,8 +141,8 @@ fn a_full_disk_hangs_no_writer() {
         let bench = start(20_000);
         let inos: Vec<Ino> = (0..2).map(|who| bench.create(&format!("file-{who}"))).collect();
         bench.volume.sync().unwrap();
-        let bytes: u64 = 1 << 20;
-        bench.disk.set_space(bytes);
+        // Of which the volume keeps 24 MiB back.
+        bench.disk.set_space(25 << 20);
         let writers: Vec<_> = inos
             .iter()
             .map(|&ino| {
@@ -165,7 +165,9 @@ fn a_full_disk_hangs_no_writer() {
         });
         writers.into_iter().for_each(|thread| thread.join().unwrap());
         filler.join().unwrap();
+        // As the timer would do; no time passes here.
         bench.clock.advance(Duration::from_secs(10));
+        bench.volume.sync().unwrap();
         for &ino in &inos {
             bench.volume.write(ino, 0, &noise(ino.0, 13_000), false, Wait::Yes).unwrap();
         }
