@@ -1,28 +1,37 @@
 //! Checking a volume: one function for each invariant, findings as values.
 //!
-//! Owns [`run`]. It opens the volume for reading over a disk that keeps changes in memory, so that
-//! nothing on the disk changes, and looks at the packs, the metadata and the trees, in this order.
+//! Owns [`run`] and [`online`], and [`repair`] in files of its own. The first opens the volume for
+//! reading over a disk that keeps changes in memory, so that nothing on the disk changes; the
+//! second takes one that is in use. Both look at the packs, the metadata and the trees, in this
+//! order.
 //!
 //! Memory: about 40 bytes an inode and 32 bytes a tree chunk.
 //!
-//! Absent on purpose: how findings are printed, and repair.
+//! Absent on purpose: how findings are printed.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::chunk::{Address, Source};
-use crate::meta::{CodecError, Content, Cookie, Counters, Ino, Inode, Key, KeyRange, NameEntry};
+use crate::meta::{
+    CodecError, Content, Cookie, Counters, Ino, Inode, Key, KeyRange, NameEntry, Reading,
+};
 use crate::pyramid::{self, Visit};
 use crate::store::{self, VerifyStep};
 use crate::sys::{Clock, Disk};
 use crate::volume::{Error, MODE_DIR, MODE_FILE, MODE_TYPE, OpenOptions, Volume, content_root};
 
+mod entries;
 mod finding;
+mod repair;
+mod scrub;
 #[cfg(test)]
 mod tests;
 
 pub use finding::Finding;
+pub use repair::{EachFile, Repaired, Sources, repair};
+pub use scrub::{Figures, Schedule, Scrub};
 
 /// How far a check has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +40,8 @@ pub struct Progress {
     pub done_bytes: u64,
     /// All there is to do in this part.
     pub total_bytes: u64,
+    /// The pack that is looked at; 0 in other parts.
+    pub pack: u64,
     /// The part.
     pub what: &'static str,
 }
@@ -46,7 +57,14 @@ pub struct Report {
     pub chunks: u64,
     /// Bytes of the packs.
     pub bytes: u64,
+    /// Damaged places whose chunks were stored anew elsewhere: nothing needs them.
+    pub healed: u64,
+    /// Whether it was ended before all was looked at.
+    pub stopped: bool,
 }
+
+/// Told how far a check has come; may end it.
+pub type Step<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 
 /// Checks the volume on `disk`, which keeps changes in memory. With `read_data` every chunk is
 /// read and hashed.
@@ -63,24 +81,42 @@ pub fn run(
     let options = OpenOptions { read_only: true, background: false, ..OpenOptions::default() };
     let volume = Volume::open(disk, clock, options)?;
     let findings = volume.findings().iter().filter_map(Finding::at_opening).collect();
-    let mut check =
-        Check { volume: &volume, findings, inodes: HashMap::new(), logical: 0, doubts: false };
-    let bytes = check.packs(read_data, progress)?;
-    check.inodes()?;
-    check.names()?;
-    check.link_counts();
-    check.directories();
-    check.xattrs()?;
-    check.contents(progress)?;
-    check.counters()?;
-    let report = Report {
-        files: check.inodes.len() as u64,
-        chunks: volume.store().stats().chunks,
-        bytes,
-        findings: check.findings,
+    let mut step = |at| {
+        progress(at);
+        ControlFlow::Continue(())
     };
+    let report = Check::new(&volume, volume.meta(), findings).all(0, read_data, &mut step)?;
     volume.close()?;
     Ok(report)
+}
+
+/// Checks a volume while it is in use: its packs from number `first` on, and its metadata as it
+/// stands when they are done.
+///
+/// What is damaged is entered among the damaged places on the way, so that it is not offered for
+/// dedup any more.
+///
+/// # Errors
+///
+/// When the disk fails in a way that is no damage, and when the volume is closed meanwhile.
+pub fn online(
+    volume: &Volume,
+    first: u64,
+    read_data: bool,
+    step: &mut Step<'_>,
+) -> Result<Report, Error> {
+    let mut packs = Check::new(volume, volume.meta(), Vec::new());
+    packs.packs(first, read_data, step)?;
+    let (findings, bytes, healed) = (packs.findings, packs.bytes, packs.healed);
+    if packs.stopped {
+        let chunks = volume.store().stats().chunks;
+        return Ok(Report { findings, files: 0, chunks, bytes, healed, stopped: true });
+    }
+    volume.sync()?;
+    let frozen = volume.meta().frozen()?;
+    let doubts = !findings.is_empty();
+    let check = Check { bytes, healed, doubts, ..Check::new(volume, &frozen, findings) };
+    check.metadata(step)
 }
 
 /// What the metadata says of an inode, and what was counted.
@@ -101,12 +137,17 @@ type EachEntry<'a, C> = dyn FnMut(&mut C, &Key<'_>, &[u8]) -> Result<(), CodecEr
 
 struct Check<'a> {
     volume: &'a Volume,
+    meta: &'a dyn Reading,
     findings: Vec<Finding>,
     inodes: HashMap<Ino, Known>,
     logical: u64,
-    /// Whether chunks are read once more: something is amiss in the packs, and the index may say
-    /// where a chunk lay that is no longer there.
+    /// Whether chunks are read once more, to name the files: something is amiss in the packs, and
+    /// the index may say where a chunk lay that is no longer there.
     doubts: bool,
+    healed: u64,
+    /// Of the packs.
+    bytes: u64,
+    stopped: bool,
 }
 
 /// What trees showed so far.
@@ -118,29 +159,73 @@ struct Trees {
     hurt: HashSet<Address>,
 }
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    fn new(volume: &'a Volume, meta: &'a dyn Reading, findings: Vec<Finding>) -> Check<'a> {
+        Check {
+            volume,
+            meta,
+            findings,
+            inodes: HashMap::new(),
+            logical: 0,
+            doubts: false,
+            healed: 0,
+            bytes: 0,
+            stopped: false,
+        }
+    }
+
+    fn all(mut self, first: u64, read_data: bool, step: &mut Step<'_>) -> Result<Report, Error> {
+        self.packs(first, read_data, step)?;
+        self.metadata(step)
+    }
+
+    /// All but the packs.
+    fn metadata(mut self, step: &mut Step<'_>) -> Result<Report, Error> {
+        self.inodes()?;
+        self.names()?;
+        self.link_counts();
+        self.directories();
+        self.xattrs()?;
+        self.contents(step)?;
+        // Of these it is enough that they can be read.
+        KeyRange::others()
+            .into_iter()
+            .try_for_each(|range| self.scan(range, &mut |_, _, _| Ok(())))?;
+        if !self.stopped {
+            self.counters()?;
+        }
+        Ok(Report {
+            files: self.inodes.len() as u64,
+            chunks: self.volume.store().stats().chunks,
+            bytes: self.bytes,
+            healed: self.healed,
+            findings: self.findings,
+            stopped: self.stopped,
+        })
+    }
+
     /// Packs: headers, footers, checksums and, when asked for, the hash of every chunk.
-    fn packs(&mut self, read_data: bool, progress: &mut dyn FnMut(Progress)) -> Result<u64, Error> {
-        let mut total = 0;
-        let findings = &mut self.findings;
-        self.volume.store().verify(read_data, &mut |step| {
-            match step {
-                VerifyStep::Progress { bytes, bytes_total } => {
-                    total = bytes_total;
+    fn packs(&mut self, first: u64, read_data: bool, step: &mut Step<'_>) -> Result<(), Error> {
+        self.volume.store().verify(first, read_data, &mut |found| {
+            match found {
+                VerifyStep::Progress { pack, bytes, bytes_total } => {
+                    self.bytes = bytes_total;
                     let what = if read_data { "packs and hashes" } else { "packs" };
-                    progress(Progress { done_bytes: bytes, total_bytes: bytes_total, what });
+                    let at = Progress { done_bytes: bytes, total_bytes: bytes_total, pack, what };
+                    self.stopped = step(at).is_break();
                 }
-                VerifyStep::Found(finding) => findings.push(Finding::Store(finding)),
+                VerifyStep::Found(finding) => self.findings.push(Finding::Store(finding)),
+                VerifyStep::Healed(_) => self.healed += 1,
             }
-            ControlFlow::Continue(())
+            if self.stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        self.doubts = read_data && !self.findings.is_empty();
-        Ok(total)
+        self.doubts = !self.findings.is_empty();
+        Ok(())
     }
 
     fn scan(&mut self, range: KeyRange, each: &mut EachEntry<'_, Self>) -> Result<(), Error> {
-        let volume = self.volume;
-        volume.meta().scan(range, &mut |key, value| {
+        let meta = self.meta;
+        meta.scan(range, &mut |key, value| {
             let taken = Key::decode(key).and_then(|key| each(self, &key, value));
             if let Err(error) = taken {
                 self.findings.push(Finding::Entry { key: key.to_vec(), why: error.to_string() });
@@ -271,7 +356,7 @@ impl Check<'_> {
     }
 
     /// Every content belongs to a file of its size, and all chunks below it are there.
-    fn contents(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
+    fn contents(&mut self, step: &mut Step<'_>) -> Result<(), Error> {
         let total_bytes = self.inodes.len() as u64;
         let mut done_bytes = 0;
         let mut trees = Trees::default();
@@ -281,8 +366,12 @@ impl Check<'_> {
             let (Key::Content(ino), content) = (key, Content::decode(value)?) else {
                 return Ok(());
             };
+            if check.stopped {
+                return Ok(());
+            }
             done_bytes += 1;
-            progress(Progress { done_bytes, total_bytes, what: "trees" });
+            let at = Progress { done_bytes, total_bytes, pack: 0, what: "trees" };
+            check.stopped = step(at).is_break();
             with_content.insert(*ino);
             check.logical += content.filled;
             match check.inodes.get(ino) {
@@ -302,6 +391,9 @@ impl Check<'_> {
             }
             Ok(())
         })?;
+        if self.stopped {
+            return failure.map_or(Ok(()), Err);
+        }
         for (&ino, known) in &self.inodes {
             let bare = known.mode & MODE_TYPE == MODE_FILE && !with_content.contains(&ino);
             if bare && known.size != 0 {
@@ -360,18 +452,17 @@ impl Check<'_> {
     /// A data chunk is there, and can be had if it is damaged somewhere.
     fn chunk(&self, ino: Ino, address: Address) -> Result<Option<Finding>, Error> {
         let store = self.volume.store();
-        if !store.contains(&address)? {
-            let address = address.to_string();
-            return Ok(Some(Finding::ChunkMissing { ino: ino.0, address }));
-        }
-        if !self.doubts {
+        if !self.doubts && store.contains(&address)? {
             return Ok(None);
         }
+        let (ino, hex) = (ino.0, address.to_string());
         match store.data(&address) {
             Ok(_) => Ok(None),
-            Err(store::Error::Missing { .. } | store::Error::Damaged { .. }) => {
-                let address = address.to_string();
-                Ok(Some(Finding::ChunkDamaged { ino: ino.0, address }))
+            Err(store::Error::Missing { .. }) => {
+                Ok(Some(Finding::ChunkMissing { ino, address: hex }))
+            }
+            Err(store::Error::Damaged { .. }) => {
+                Ok(Some(Finding::ChunkDamaged { ino, address: hex }))
             }
             Err(error) => Err(error.into()),
         }
@@ -379,7 +470,7 @@ impl Check<'_> {
 
     /// The counters are what was counted.
     fn counters(&mut self) -> Result<(), Error> {
-        let counters = match self.volume.meta().get(&Key::Counters)? {
+        let counters = match self.meta.get(&Key::Counters)? {
             Some(bytes) => Counters::decode(&bytes)?,
             None => Counters::default(),
         };

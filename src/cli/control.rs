@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use super::runtime;
+use crate::check;
 use crate::fuse::mountinfo::MountEntry;
 use crate::volume::Status;
 
@@ -65,6 +66,17 @@ pub enum Request {
         /// The list behind `-o`.
         options: String,
     },
+    /// Check the volume, or join the check under way.
+    Check {
+        /// Whether with all data.
+        read_data: bool,
+        /// Bytes of packs that are read in a second; none: as the mount says.
+        rate_bytes: Option<u64>,
+    },
+    /// What is known of the last check, or of the one under way.
+    CheckFigures,
+    /// End the check under way.
+    CheckStop,
     /// The kernel has changed its flags: follow them, and make durable what it has handed over.
     Remounted,
 }
@@ -77,6 +89,8 @@ pub enum Answer {
     Status(Box<Figures>),
     /// Where it is.
     Place(Place),
+    /// What is known of a check.
+    Check(Box<check::Figures>),
     /// It will be done; another answer follows.
     Waiting,
     /// It is done.
@@ -96,8 +110,33 @@ pub struct Figures {
     pub status: Status,
     /// Whether the mount takes no changes.
     pub read_only: bool,
+    /// Of a mounted volume: its checks.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub check: Option<CheckSummary>,
     /// The volume's directory.
     pub volume: String,
+}
+
+/// The checks of a mounted volume, in short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckSummary {
+    /// Whether one is under way.
+    pub running: bool,
+    /// When the last one ended: seconds since 1970, 0 for never.
+    pub finished: u64,
+    /// What it found, or what the one under way has found.
+    pub findings: u64,
+}
+
+impl CheckSummary {
+    /// The summary of these figures.
+    pub fn of(figures: &check::Figures) -> CheckSummary {
+        CheckSummary {
+            running: figures.running,
+            finished: figures.finished,
+            findings: figures.finding_count,
+        }
+    }
 }
 
 /// Where a daemon is.
@@ -533,7 +572,7 @@ mod tests {
             shared_copy_bytes: 0,
             unshared_copies: 0,
         };
-        let figures = Figures { status, read_only: true, volume: "/v".to_owned() };
+        let figures = Figures { status, read_only: true, check: None, volume: "/v".to_owned() };
         let (one, other) = UnixStream::pair().unwrap();
         send(&one, &Answer::Status(Box::new(figures.clone()))).unwrap();
         let answer = receive::<Answer>(&other, u64::MAX).unwrap();

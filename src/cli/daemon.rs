@@ -87,7 +87,8 @@ pub fn serve(arguments: &Arguments, ready: impl FnOnce() -> io::Result<()>) -> O
     }
     let volume = Current::new(volume);
     let settings = settings(arguments, mountpoint, &options);
-    let service = Arc::new(Service::new(Arc::clone(&volume), path.clone(), &options, &settings));
+    let service = Service::new(Arc::clone(&volume), path.clone(), &options, &settings)?;
+    let service = Arc::new(service);
     let outcome = run(&service, &settings, signals, ready);
     // After an error of the mount the volume is still open.
     if outcome.is_err()
@@ -128,6 +129,7 @@ fn run(
     }
     tracing::info!("{} is mounted on {}", path.display(), settings.mountpoint.display());
     wait(&events, volume);
+    service.stop_checks();
     Ok(close(volume, path, &server))
 }
 

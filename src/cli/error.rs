@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::fuse::{MountError, chain};
-use crate::volume;
+use crate::{meta, volume};
 
 /// Errors of the commands. All end with exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +155,9 @@ fn advise(path: &std::path::Path, error: &volume::Error) -> String {
         }
         E::BadSuperblock { .. } => {
             format!("{path}: {}; put the file 'superblock' back from a backup", chain(error))
+        }
+        E::Meta(meta::Error::Missing | meta::Error::Damaged { .. }) => {
+            format!("{path}: {}; run 'pyramidfs check --repair {path}'", chain(error))
         }
         E::Poisoned { .. } => format!("{path}: {}; unmount and mount again", chain(error)),
         E::NoSpace => no_space(&path.to_string()),

@@ -19,6 +19,7 @@ mod options;
 mod place;
 mod progress;
 mod remount;
+mod repair;
 mod runtime;
 mod service;
 mod status;
@@ -161,7 +162,7 @@ mod tests {
             "pyramidfs mkfs /v --hash md5",
             "pyramidfs mkfs /v --compression gzip",
             "pyramidfs mkfs /v --branches 100",
-            "pyramidfs mkfs /v --tree-copies 2",
+            "pyramidfs mkfs /v --tree-copies 3",
             "pyramidfs mount /v /m --cache lots",
             "pyramidfs mount /v /m -o cache=lots",
             "pyramidfs mount /v /m -t ext4",

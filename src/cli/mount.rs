@@ -34,7 +34,8 @@ pub struct Arguments {
     /// Where to mount it: an existing directory
     pub mountpoint: Option<PathBuf>,
     /// Options as in fstab: ro, allow_other, nosuid, nodev, noexec, sync, cache=SIZE,
-    /// index_memory=SIZE, commit=SECONDS, log=FILE, subtype=none; remount,ro and remount,rw
+    /// index_memory=SIZE, commit=SECONDS, check=TIME, check_rate=SIZE, log=FILE, subtype=none;
+    /// remount,ro and remount,rw
     #[arg(short, value_name = "OPTIONS", value_parser = Given::parse)]
     pub options: Vec<Given>,
     /// Make the volume if there is none

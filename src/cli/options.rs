@@ -76,6 +76,10 @@ pub struct Options {
     pub index_memory_bytes: Option<u64>,
     /// `commit=SECONDS`.
     pub commit_interval: Option<Duration>,
+    /// `check=TIME`: how long after one check the next one begins; 0 is never by itself.
+    pub check_interval: Option<Duration>,
+    /// `check_rate=SIZE`: bytes that it reads in a second; 0 is no limit.
+    pub check_rate_bytes: Option<u64>,
     /// `log=FILE`.
     pub log: Option<PathBuf>,
     /// `subtype=pyramidfs` or `subtype=none`: the type in mountinfo, with or without a name.
@@ -102,6 +106,8 @@ impl Options {
         self.cache_bytes = other.cache_bytes.or(self.cache_bytes);
         self.index_memory_bytes = other.index_memory_bytes.or(self.index_memory_bytes);
         self.commit_interval = other.commit_interval.or(self.commit_interval);
+        self.check_interval = other.check_interval.or(self.check_interval);
+        self.check_rate_bytes = other.check_rate_bytes.or(self.check_rate_bytes);
         self.log = other.log.clone().or(self.log.take());
         self.subtype = other.subtype.or(self.subtype);
         self.remount |= other.remount;
@@ -140,6 +146,8 @@ impl Options {
             ("cache", differs(&self.cache_bytes, &asked.cache_bytes)),
             ("index_memory", differs(&self.index_memory_bytes, &asked.index_memory_bytes)),
             ("commit", differs(&self.commit_interval, &asked.commit_interval)),
+            ("check", differs(&self.check_interval, &asked.check_interval)),
+            ("check_rate", differs(&self.check_rate_bytes, &asked.check_rate_bytes)),
             ("log", differs(&self.log, &asked.log)),
             ("subtype", differs(&self.subtype, &asked.subtype)),
             ("allow_other", asked.allow_other && !self.allow_other),
@@ -181,7 +189,7 @@ impl Options {
             "remount" => self.remount = true,
             "" => {}
             _ if is_ignored(word) => {}
-            "cache" | "index_memory" | "commit" | "log" | "subtype" => {
+            "cache" | "index_memory" | "commit" | "check" | "check_rate" | "log" | "subtype" => {
                 return Err(format!("option '{word}' needs a value: '{word}=…'"));
             }
             _ => self.unknown = self.unknown.take().or(Some(word.to_owned())),
@@ -194,6 +202,8 @@ impl Options {
             "cache" => self.cache_bytes = Some(parse_size(value)?),
             "index_memory" => self.index_memory_bytes = Some(parse_size(value)?),
             "commit" => self.commit_interval = Some(parse_commit(value)?),
+            "check" => self.check_interval = Some(parse_time(value)?),
+            "check_rate" => self.check_rate_bytes = Some(parse_rate(value)?),
             "log" if value.is_empty() => return Err("'log=' needs a file".to_owned()),
             "log" => self.log = Some(PathBuf::from(value)),
             "subtype" => self.subtype = Some(parse_subtype(value)?),
@@ -229,6 +239,22 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Parses bytes a second as `64MiB`; 0 sets no limit.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { parse_size(text) }
+}
+
+/// Parses a time as `30d`, `12h`, `10m` or `90s`; seconds need no letter.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let units = [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)];
+    let unit = units.into_iter().find(|(letter, _)| text.ends_with(*letter));
+    let number = unit.map_or(text, |(letter, _)| text.trim_end_matches(letter));
+    let seconds = number.parse::<u32>().map(|number| u64::from(number) * unit.map_or(1, |u| u.1));
+    seconds
+        .map(Duration::from_secs)
+        .map_err(|_| format!("'{text}' is no time: write it as 30d, 12h or 10m"))
+}
+
 fn parse_subtype(value: &str) -> Result<bool, String> {
     match value {
         "pyramidfs" => Ok(true),
@@ -261,7 +287,7 @@ mod tests {
     fn all_words_of_ours() {
         let options = parse(
             "ro,allow_other,nosuid,nodev,noexec,sync,cache=64MiB,index_memory=1GiB,commit=30,log=/l,\
-             subtype=none,strictatime,nodiratime",
+             subtype=none,strictatime,nodiratime,check=30d,check_rate=0",
         );
         let expected = Options {
             read_only: Some(true),
@@ -275,11 +301,21 @@ mod tests {
             cache_bytes: Some(64 << 20),
             index_memory_bytes: Some(1 << 30),
             commit_interval: Some(Duration::from_secs(30)),
+            check_interval: Some(Duration::from_secs(30 * 86_400)),
+            check_rate_bytes: Some(0),
             log: Some(PathBuf::from("/l")),
             subtype: Some(false),
             ..Options::default()
         };
         assert_eq!(options, Ok(expected));
+    }
+
+    #[test]
+    fn times() {
+        for (text, seconds) in [("0", 0), ("90", 90), ("5s", 5), ("2m", 120), ("3h", 10_800)] {
+            assert_eq!(parse_time(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        assert!(parse_time("99999999999d").is_err());
     }
 
     #[test]
@@ -307,6 +343,10 @@ mod tests {
             "commit=0",
             "commit=-1",
             "commit=9999",
+            "check=",
+            "check=d",
+            "check=1w",
+            "check_rate=5",
             "log=",
             "ro,nosense",
         ] {
@@ -324,7 +364,8 @@ mod tests {
         for list in ["ro", "rw,nosuid", "cache=8MiB,commit=5,allow_other", "defaults,noatime"] {
             assert_eq!(own.refuse_changes(&parse(list).unwrap()), Ok(()), "{list}");
         }
-        for list in ["cache=9MiB", "commit=6", "log=/l", "subtype=none", "index_memory=1GiB"] {
+        let lists = ["cache=9MiB", "commit=6", "log=/l", "subtype=none", "index_memory=1GiB"];
+        for list in lists.into_iter().chain(["check=30d", "check_rate=1MiB"]) {
             let line = own.refuse_changes(&parse(list).unwrap()).unwrap_err();
             assert!(line.contains("unmount"), "{list}: {line}");
         }

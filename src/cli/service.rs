@@ -6,10 +6,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use super::control::{Answer, Figures, Place, Request, Server};
+use super::control::{Answer, CheckSummary, Figures, Place, Request, Server};
 use super::error::Error;
 use super::options::{self, Options};
 use super::place;
+use crate::check::{Schedule, Scrub};
 use crate::fuse::{self, Mounted, Settings, chain};
 use crate::sys::real::RealClock;
 use crate::volume::{Atime, Current, OpenOptions, Status};
@@ -21,6 +22,7 @@ pub struct Service {
     /// As they hold, defaults filled in.
     options: Options,
     mount: OnceLock<Arc<Mounted>>,
+    checks: Scrub,
 }
 
 impl Service {
@@ -30,7 +32,7 @@ impl Service {
         path: PathBuf,
         options: &Options,
         settings: &Settings,
-    ) -> Service {
+    ) -> Result<Service, Error> {
         let open = open_options(options, settings.read_only);
         let options = Options {
             allow_other: settings.allow_other,
@@ -38,9 +40,22 @@ impl Service {
             cache_bytes: Some(open.cache_bytes),
             index_memory_bytes: Some(open.index_memory_bytes),
             commit_interval: Some(std::time::Duration::from_millis(open.commit_interval_ms)),
+            check_interval: Some(options.check_interval.unwrap_or_default()),
+            check_rate_bytes: Some(options.check_rate_bytes.unwrap_or(Schedule::RATE_BYTES)),
             ..options.clone()
         };
-        Service { volume, path, options, mount: OnceLock::new() }
+        let schedule = Schedule {
+            interval: options.check_interval.filter(|interval| !interval.is_zero()),
+            rate_bytes: options.check_rate_bytes.unwrap_or(Schedule::RATE_BYTES),
+        };
+        let checks = Scrub::start(&volume, Arc::new(RealClock::new()), schedule);
+        let checks = checks.map_err(Error::Daemon)?;
+        Ok(Service { volume, path, options, mount: OnceLock::new(), checks })
+    }
+
+    /// Ends a check that is under way: to be called before the volume is closed.
+    pub fn stop_checks(&self) {
+        self.checks.stop();
     }
 
     /// The volume.
@@ -84,6 +99,14 @@ impl Service {
             Request::Sync => self.volume.sync().map_err(|error| chain(&error)),
             Request::Remount { options } => self.remount(server, options),
             Request::Remounted => self.remounted(),
+            Request::Check { read_data, rate_bytes } => {
+                return Answer::Check(Box::new(self.checks.ask(*read_data, *rate_bytes)));
+            }
+            Request::CheckFigures => return Answer::Check(Box::new(self.checks.figures())),
+            Request::CheckStop => {
+                self.checks.cancel();
+                Ok(())
+            }
             // The server's own.
             Request::Closed => return Answer::Waiting,
         };
@@ -95,6 +118,7 @@ impl Service {
             Ok(status) => Answer::Status(Box::new(Figures {
                 status: Status { mounted: true, ..status },
                 read_only: self.is_read_only(),
+                check: Some(CheckSummary::of(&self.checks.figures())),
                 volume: self.path.to_string_lossy().into_owned(),
             })),
             Err(error) => Answer::Failed { why: chain(&error) },

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 
-use super::control::{Answer, Client, Figures, Request};
+use super::control::{Answer, CheckSummary, Client, Figures, Request};
 use super::error::Error;
 use super::{FINE, Outcome, place};
 use crate::fuse::mountinfo::{self, MountEntry};
+use crate::sys::Clock;
+use crate::sys::real::RealClock;
 use crate::volume::Status;
 
 /// Arguments of `status`.
@@ -33,7 +35,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let text = if arguments.json {
         serde_json::to_string_pretty(&figures).map_err(|error| Error::Print(error.into()))?
     } else {
-        table(&figures)
+        table(&figures, u64::try_from(RealClock::new().now().secs).unwrap_or(0))
     };
     writeln!(io::stdout(), "{}", text.trim_end()).map_err(Error::Print)?;
     Ok(FINE)
@@ -75,7 +77,7 @@ fn ask(daemon: Client) -> Result<Figures, Error> {
     match daemon.ask(Request::Status)? {
         Answer::Status(figures) => Ok(*figures),
         Answer::Failed { why } => Err(Error::Reported(why)),
-        Answer::Done | Answer::Waiting | Answer::Place(_) => Err(Error::DaemonGone),
+        _ => Err(Error::DaemonGone),
     }
 }
 
@@ -83,10 +85,27 @@ fn look(path: &Path) -> Result<Figures, Error> {
     let status = place::open_read_only(path)?
         .status()
         .map_err(|error| Error::Volume { path: path.to_owned(), error })?;
-    Ok(Figures { status, read_only: false, volume: path.to_string_lossy().into_owned() })
+    let volume = path.to_string_lossy().into_owned();
+    Ok(Figures { status, read_only: false, check: None, volume })
 }
 
-fn table(figures: &Figures) -> String {
+/// How the last check ended, `now` being the time in seconds since 1970.
+fn checked(check: &CheckSummary, now: u64) -> String {
+    let found = match check.findings {
+        0 => "clean".to_owned(),
+        1 => "1 finding".to_owned(),
+        more => format!("{more} findings"),
+    };
+    let hours = now.saturating_sub(check.finished) / 3600;
+    match (check.running, check.finished) {
+        (true, _) => "under way".to_owned(),
+        (false, 0) => "never: see 'pyramidfs check'".to_owned(),
+        _ if hours < 48 => format!("{found}, {hours} hours ago"),
+        _ => format!("{found}, {} days ago", hours / 24),
+    }
+}
+
+fn table(figures: &Figures, now: u64) -> String {
     let status: &Status = &figures.status;
     let size = |bytes| ByteSize(bytes).display().iec().to_string();
     let state = match (status.mounted, status.poisoned) {
@@ -131,6 +150,7 @@ fn table(figures: &Figures) -> String {
         ("unstored", size(status.dirty_bytes)),
         ("copies", copies),
         ("commits", status.commits.to_string()),
+        ("checked", figures.check.map_or("not mounted".to_owned(), |check| checked(&check, now))),
     ];
     rows.iter().map(|(name, value)| format!("{name:<9} {value}\n")).collect()
 }
@@ -168,13 +188,14 @@ mod tests {
             shared_copy_bytes: 1 << 30,
             unshared_copies: 2,
         };
-        Figures { status, read_only: false, volume: "/v".to_owned() }
+        Figures { status, read_only: false, check: None, volume: "/v".to_owned() }
     }
 
     #[test]
     fn the_table_shows_what_is_saved() {
-        let text = table(&figures());
-        assert!(table(&Figures { read_only: true, ..figures() }).contains("mounted (read-only)"));
+        let text = table(&figures(), 0);
+        let read_only = Figures { read_only: true, ..figures() };
+        assert!(table(&read_only, 0).contains("mounted (read-only)"));
         for part in [
             "/v (0-1)",
             "2.00x by dedup",
@@ -185,6 +206,17 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn the_last_check() {
+        let check = |running, finished, findings| {
+            checked(&CheckSummary { running, finished, findings }, 1_000_000)
+        };
+        assert_eq!(check(false, 0, 0), "never: see 'pyramidfs check'");
+        assert_eq!(check(true, 0, 0), "under way");
+        assert_eq!(check(false, 996_400, 0), "clean, 1 hours ago");
+        assert_eq!(check(false, 1, 2), "2 findings, 11 days ago");
     }
 
     #[test]

@@ -105,7 +105,7 @@ fn wait(daemon: &Client) -> Result<(), Error> {
         match daemon.answer(Some(QUIET))? {
             None | Some(Answer::Waiting) => progress.wait("storing what is left"),
             Some(Answer::Failed { why }) => return Err(Error::NotStored(why)),
-            Some(Answer::Done | Answer::Status(_) | Answer::Place(_)) => return Ok(()),
+            Some(_) => return Ok(()),
         }
     }
 }

@@ -81,6 +81,7 @@ fn table(error: &Error) -> Errno {
         | Error::UnknownFeature { .. }
         | Error::BadSuperblock { .. }
         | Error::RecordMissing { .. }
+        | Error::NothingToRebuild
         | Error::AlreadyAVolume => Errno::EIO,
         Error::Content(error) => of_pyramid(error),
         Error::Store(error) => of_store(error),
@@ -124,6 +125,7 @@ fn of_meta(error: &meta::Error) -> Errno {
         | meta::Error::Damaged { .. }
         | meta::Error::PreviousFailure
         | meta::Error::Record { .. }
+        | meta::Error::Image { .. }
         | meta::Error::RecordOrder { .. } => Errno::EIO,
     }
 }

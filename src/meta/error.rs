@@ -42,6 +42,12 @@ pub enum Error {
         /// What is wrong with it.
         source: CodecError,
     },
+    /// A part of an image cannot be decoded, although its checksum holds.
+    #[error("the entries of an image of the metadata cannot be read")]
+    Image {
+        /// What is wrong with it.
+        source: CodecError,
+    },
     /// A record was replayed that is not newer than what is already there.
     #[error("commit record {} comes after commit record {}", position.sequence, last.sequence)]
     RecordOrder {

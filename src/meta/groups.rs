@@ -149,4 +149,10 @@ impl Group<'_> {
     pub fn delete(&self, key: &Key<'_>) {
         self.part.change(key.encode(), None);
     }
+
+    /// Sets or deletes the entry of an encoded key: for repair, which also meets bytes that are no
+    /// key.
+    pub fn change_encoded(&self, key: &[u8], value: Option<Vec<u8>>) {
+        self.part.change(key.to_vec(), value);
+    }
 }

@@ -11,15 +11,20 @@ use std::hash::Hasher;
 
 use siphasher::sip::SipHasher24;
 
+use crate::chunk::Address;
 use crate::meta::CodecError;
 use crate::meta::codec::Reader;
+use crate::store::{BadChunk, Location};
 
 const TAG_COUNTERS: u8 = 0x01;
+const TAG_CHECK: u8 = 0x02;
 const TAG_INODE: u8 = 0x10;
 const TAG_CONTENT: u8 = 0x11;
 const TAG_NAME: u8 = 0x12;
 const TAG_XATTR: u8 = 0x13;
 const TAG_ORPHAN: u8 = 0x20;
+const TAG_BAD_CHUNK: u8 = 0x40;
+const TAG_IMAGE: u8 = 0x43;
 
 /// Tags that later formats fill; a key with one of them is refused until then.
 pub mod reserved {
@@ -29,14 +34,10 @@ pub mod reserved {
     pub const VERSION: u8 = 0x31;
     /// Finds old versions for deletion: tag, end epoch, the live key.
     pub const VERSION_END: u8 = 0x32;
-    /// A damaged chunk: tag, address, location.
-    pub const BAD_CHUNK: u8 = 0x40;
     /// State of a pack (bitmap of its dead chunks, rewritten, dropped): tag, pack.
     pub const PACK: u8 = 0x41;
     /// An unfinished receive or repair and the packs it made: tag, number.
     pub const UNFINISHED: u8 = 0x42;
-    /// A part of an image of the metadata: tag, number.
-    pub const IMAGE: u8 = 0x43;
 }
 
 /// Bytes of the longest name, of a file or of an extended attribute (the kernel's NAME_MAX and
@@ -92,6 +93,8 @@ impl Cookie {
 pub enum Key<'a> {
     /// [`Counters`](crate::meta::Counters) of the volume.
     Counters,
+    /// The [`CheckState`](crate::meta::CheckState) of the volume.
+    Check,
     /// An [`Inode`](crate::meta::Inode).
     Inode(Ino),
     /// The root of an inode's content, when that is not empty: a [`Content`](crate::meta::Content).
@@ -112,6 +115,10 @@ pub enum Key<'a> {
     },
     /// An inode without names that the kernel has not forgotten; the value is empty.
     Orphan(Ino),
+    /// A place of the packs where a chunk is damaged; the value is empty.
+    BadChunk(BadChunk),
+    /// The image of the metadata with this number: an [`Image`](crate::meta::Image).
+    Image(u64),
 }
 
 impl<'a> Key<'a> {
@@ -119,6 +126,7 @@ impl<'a> Key<'a> {
     pub fn encode(&self) -> Vec<u8> {
         match *self {
             Key::Counters => vec![TAG_COUNTERS],
+            Key::Check => vec![TAG_CHECK],
             Key::Inode(ino) => numbers(TAG_INODE, &[ino.0]),
             Key::Content(ino) => numbers(TAG_CONTENT, &[ino.0]),
             Key::Name { dir, cookie } => numbers(TAG_NAME, &[dir.0, cookie.0]),
@@ -129,6 +137,13 @@ impl<'a> Key<'a> {
                 bytes
             }
             Key::Orphan(ino) => numbers(TAG_ORPHAN, &[ino.0]),
+            Key::BadChunk(BadChunk { address, location }) => {
+                let mut bytes = vec![TAG_BAD_CHUNK];
+                bytes.extend_from_slice(&address.0);
+                bytes.extend_from_slice(&location.pack().to_be_bytes());
+                bytes
+            }
+            Key::Image(image) => numbers(TAG_IMAGE, &[image]),
         }
     }
 
@@ -137,6 +152,7 @@ impl<'a> Key<'a> {
         let mut reader = Reader::new(bytes);
         let key = match reader.byte()? {
             TAG_COUNTERS => Key::Counters,
+            TAG_CHECK => Key::Check,
             TAG_INODE => Key::Inode(ino(&mut reader)?),
             TAG_CONTENT => Key::Content(ino(&mut reader)?),
             TAG_NAME => Key::Name { dir: ino(&mut reader)?, cookie: Cookie(number(&mut reader)?) },
@@ -149,6 +165,12 @@ impl<'a> Key<'a> {
                 Key::Xattr { ino, name }
             }
             TAG_ORPHAN => Key::Orphan(ino(&mut reader)?),
+            TAG_BAD_CHUNK => {
+                let address = Address(reader.array()?);
+                let location = Location::unpack(number(&mut reader)?);
+                Key::BadChunk(BadChunk { address, location })
+            }
+            TAG_IMAGE => Key::Image(number(&mut reader)?),
             tag => return Err(CodecError::Tag(tag)),
         };
         reader.finish()?;
@@ -210,6 +232,23 @@ impl KeyRange {
     /// All orphans, by number.
     pub fn orphans() -> KeyRange {
         KeyRange::of_prefix(vec![TAG_ORPHAN])
+    }
+
+    /// All that stands in none of the ranges of inodes, contents, names, attributes and orphans.
+    pub fn others() -> [KeyRange; 3] {
+        let range = |start: u8, end: u8| KeyRange { start: vec![start], end: vec![end] };
+        let behind = TAG_XATTR + 1;
+        [range(0, TAG_INODE), range(behind, TAG_ORPHAN), range(TAG_ORPHAN + 1, 0xff)]
+    }
+
+    /// All damaged chunks, by address.
+    pub fn bad_chunks() -> KeyRange {
+        KeyRange::of_prefix(vec![TAG_BAD_CHUNK])
+    }
+
+    /// All images of the metadata, by number.
+    pub fn images() -> KeyRange {
+        KeyRange::of_prefix(vec![TAG_IMAGE])
     }
 
     fn of_prefix(prefix: Vec<u8>) -> KeyRange {

@@ -11,10 +11,9 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::meta::checkpoint::View;
+use crate::meta::checkpoint::{Held, View};
 use crate::meta::error::{Error, Result};
 use crate::meta::groups::{GroupId, Part};
-use crate::store::LogPosition;
 
 /// A key and a value, or a deletion.
 pub(super) type Entry = (Arc<[u8]>, Option<Arc<[u8]>>);
@@ -34,13 +33,13 @@ pub(super) struct Layers {
     /// What is committed since the last take-in began.
     pub(super) filling: Arc<Part>,
     /// Of the last record in `filling`; without one, of the layers below.
-    pub(super) filled_to: LogPosition,
+    pub(super) filled_to: Held,
     /// What is being taken in, with the position of its last record.
-    pub(super) taking: Option<(Arc<Part>, LogPosition)>,
+    pub(super) taking: Option<(Arc<Part>, Held)>,
     /// The checkpoint as the last take-in left it; none once closed.
     pub(super) view: Option<Arc<dyn View>>,
     /// Of the last record in `view`.
-    pub(super) viewed_to: LogPosition,
+    pub(super) viewed_to: Held,
 }
 
 /// A group between its cut and the moment at which it is durable.
@@ -49,8 +48,8 @@ pub(super) struct Committing {
     pub(super) id: GroupId,
     /// Its entries.
     pub(super) part: Arc<Part>,
-    /// Whether its record was made: then nothing may be added.
-    pub(super) is_recorded: bool,
+    /// Bytes of its record, once that was made: then nothing may be added.
+    pub(super) record_bytes: Option<u64>,
 }
 
 impl Layers {

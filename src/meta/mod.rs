@@ -21,6 +21,7 @@ mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod groups;
+mod image;
 pub mod key;
 mod layers;
 mod record;
@@ -32,7 +33,7 @@ mod tests;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
-use crate::meta::checkpoint::Checkpoint;
+use crate::meta::checkpoint::{Checkpoint, Held, View};
 use crate::meta::groups::Part;
 use crate::meta::layers::{Batch, Committing, Layers, merge};
 use crate::store::{LogPosition, Record};
@@ -41,8 +42,11 @@ use crate::sys::locks::{Mutex, RwLock};
 
 pub use crate::meta::error::{CodecError, Damage, Error, Result};
 pub use crate::meta::groups::{Group, GroupId, VALUE_BYTES_MAX};
+pub use crate::meta::image::{ImageReader, Rebuild};
 pub use crate::meta::key::{Cookie, Ino, Key, KeyRange, NAME_BYTES_MAX};
-pub use crate::meta::value::{Content, Counters, Inode, NameEntry, TARGET_BYTES_MAX};
+pub use crate::meta::value::{
+    CheckState, Content, Counters, Image, Inode, NameEntry, TARGET_BYTES_MAX,
+};
 
 /// Entries of the first batch of a scan: most scans look one name up.
 const SCAN_FIRST: usize = 16;
@@ -52,6 +56,56 @@ const SCAN_MAX: usize = 1024;
 
 /// Is shown the keys and values of a scan, and says whether to go on.
 pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// Metadata that can be read: as it is now, or as it was at one moment.
+pub trait Reading {
+    /// Returns the value of `key`.
+    fn get(&self, key: &Key<'_>) -> Result<Option<Vec<u8>>>;
+
+    /// Visits the keys and values of a range by ascending key, until `each` breaks.
+    fn scan(&self, range: KeyRange, each: &mut Visitor<'_>) -> Result<()>;
+}
+
+/// The metadata as it was at one commit. While it lives, the pages of the checkpoint that were
+/// replaced since are not used again.
+pub struct Frozen {
+    view: Arc<dyn View>,
+}
+
+impl Reading for Frozen {
+    fn get(&self, key: &Key<'_>) -> Result<Option<Vec<u8>>> {
+        self.view.get(&key.encode())
+    }
+
+    fn scan(&self, range: KeyRange, each: &mut Visitor<'_>) -> Result<()> {
+        let KeyRange { start, end } = range;
+        let mut from = Bound::Included(start);
+        loop {
+            let slice = self.view.slice(from.as_ref().map(Vec::as_slice), &end, SCAN_MAX)?;
+            for (key, value) in &slice.entries {
+                if let Some(value) = value
+                    && each(key, value).is_break()
+                {
+                    return Ok(());
+                }
+            }
+            match slice.entries.last() {
+                Some((key, _)) if slice.is_cut => from = Bound::Excluded(key.to_vec()),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+impl Reading for Meta {
+    fn get(&self, key: &Key<'_>) -> Result<Option<Vec<u8>>> {
+        Meta::get(self, key)
+    }
+
+    fn scan(&self, range: KeyRange, each: &mut Visitor<'_>) -> Result<()> {
+        Meta::scan(self, range, each)
+    }
+}
 
 /// Limits of the metadata's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,21 +141,25 @@ pub struct Meta {
 impl Meta {
     /// Makes `meta/` with an empty checkpoint, durably.
     pub fn create(disk: &Arc<dyn Disk>) -> Result<()> {
-        checkpoint::create(disk)
+        checkpoint::create(disk, checkpoint::DIR)
     }
 
     /// Opens the checkpoint. The records behind its position must then be replayed.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Meta> {
-        let checkpoint = checkpoint::open(&disk, options.cache_bytes)?;
-        let (view, position) = checkpoint.view()?;
+        Meta::open_in(&disk, checkpoint::DIR, options)
+    }
+
+    fn open_in(disk: &Arc<dyn Disk>, dir: &str, options: Options) -> Result<Meta> {
+        let checkpoint = checkpoint::open(disk, dir, options.cache_bytes)?;
+        let (view, held) = checkpoint.view()?;
         let layers = Layers {
             open: (GroupId(1), Arc::default()),
             committing: None,
             filling: Arc::default(),
-            filled_to: position,
+            filled_to: held,
             taking: None,
             view: Some(view),
-            viewed_to: position,
+            viewed_to: held,
         };
         Ok(Meta {
             options,
@@ -115,7 +173,12 @@ impl Meta {
 
     /// Position of the last record that the checkpoint holds.
     pub fn position(&self) -> LogPosition {
-        self.layers.read().viewed_to
+        self.layers.read().viewed_to.position
+    }
+
+    /// Bytes of all commit records so far, those behind the checkpoint's position included.
+    pub fn record_bytes(&self) -> u64 {
+        self.layers.read().filled_to.record_bytes
     }
 
     /// Applies a record from behind the position, in the log's order; takes in when that is due.
@@ -125,11 +188,12 @@ impl Meta {
             record::decode(&record.entries).map_err(|source| Error::Record { position, source })?;
         {
             let _commit = self.commit.lock();
-            let last = self.layers.read().filled_to;
+            let Held { position: last, record_bytes } = self.layers.read().filled_to;
             if position.sequence <= last.sequence {
                 return Err(Error::RecordOrder { position, last });
             }
-            self.fill(&Arc::new(Part::new(entries)), position, |_| {});
+            let record_bytes = record_bytes + record.entries.len() as u64;
+            self.fill(&Arc::new(Part::new(entries)), Held { position, record_bytes }, |_| {});
         }
         if self.wants_take_in() { self.take_in() } else { Ok(()) }
     }
@@ -187,6 +251,12 @@ impl Meta {
         Ok(merge(&slices))
     }
 
+    /// Takes in what is committed, and returns the metadata as it stands then.
+    pub fn frozen(&self) -> Result<Frozen> {
+        self.take_in()?;
+        Ok(Frozen { view: self.layers.read().view()? })
+    }
+
     /// Asks, and once more when the checkpoint gave up for good because of an earlier error, or was
     /// just opened anew by another: a bad page, or a failed take-in, must not end all reading.
     fn patiently<T>(&self, ask: impl Fn() -> Result<T>) -> Result<T> {
@@ -229,7 +299,8 @@ impl Meta {
         let layers = self.layers.read();
         let part = match &layers.committing {
             Some(committing) if committing.id == group => {
-                assert!(!committing.is_recorded, "{group:?} changed after its record was made");
+                let is_open = committing.record_bytes.is_none();
+                assert!(is_open, "{group:?} changed after its record was made");
                 &committing.part
             }
             _ => {
@@ -259,7 +330,7 @@ impl Meta {
                 return None;
             }
             assert!(layers.committing.is_none(), "a cut while a group is still committing");
-            layers.committing = Some(Committing { id, part, is_recorded: false });
+            layers.committing = Some(Committing { id, part, record_bytes: None });
             layers.open = (GroupId(id.0 + 1), Arc::default());
             id
         };
@@ -271,33 +342,41 @@ impl Meta {
     /// From then on the group cannot be amended. There must be a committing group.
     pub fn record(&self) -> Vec<u8> {
         let part = self.layers.write().committing.as_mut().map(|committing| {
-            committing.is_recorded = true;
+            committing.record_bytes = Some(0);
             committing.part.clone()
         });
         assert!(part.is_some(), "a record without a committing group");
         let part = part.unwrap_or_default();
-        record::encode(&part.entries())
+        let record = record::encode(&part.entries());
+        if let Some(committing) = self.layers.write().committing.as_mut() {
+            committing.record_bytes = Some(record.len() as u64);
+        }
+        record
     }
 
     /// Moves the committing group, whose record is durable up to `position`, to the committed
     /// layer. When that is full it grows beyond its share: whoever commits then takes in.
     pub fn committed(&self, position: LogPosition) {
         let _commit = self.commit.lock();
-        let part = {
+        let (part, record_bytes) = {
             let layers = self.layers.read();
-            assert!(layers.filled_to.sequence < position.sequence, "records are in order");
-            let recorded = layers.committing.as_ref().filter(|committing| committing.is_recorded);
+            let Held { position: last, record_bytes } = layers.filled_to;
+            assert!(last.sequence < position.sequence, "records are in order");
+            let committing = layers.committing.as_ref();
+            let recorded = committing.and_then(|one| Some((one.part.clone(), one.record_bytes?)));
             assert!(recorded.is_some(), "a group became durable without its record");
-            recorded.map(|committing| committing.part.clone()).unwrap_or_default()
+            let (part, bytes) = recorded.unwrap_or_default();
+            (part, record_bytes + bytes)
         };
-        self.fill(&part, position, |layers| layers.committing = None);
+        let held = Held { position, record_bytes };
+        self.fill(&part, held, |layers| layers.committing = None);
     }
 
     /// Puts the entries of `part` into the filling part; the commit lock must be held.
     ///
     /// While they are copied readers still find them where they are, in front; `then` takes them
     /// away from there.
-    fn fill(&self, part: &Arc<Part>, position: LogPosition, then: impl FnOnce(&mut Layers)) {
+    fn fill(&self, part: &Arc<Part>, held: Held, then: impl FnOnce(&mut Layers)) {
         let filling = self.layers.read().filling.clone();
         if !filling.is_empty() {
             filling.absorb(part);
@@ -306,7 +385,7 @@ impl Meta {
         if filling.is_empty() {
             layers.filling = part.clone();
         }
-        layers.filled_to = position;
+        layers.filled_to = held;
         then(&mut layers);
     }
 
@@ -341,13 +420,13 @@ impl Meta {
     /// In several transactions: all but the last still name the older position, from which a
     /// replay ends in the same state, as entries are whole values.
     fn take_in_part(&self) -> Result<()> {
-        let Some((part, position)) = self.layers.read().taking.clone() else { return Ok(()) };
-        let held = self.position();
+        let Some((part, whole)) = self.layers.read().taking.clone() else { return Ok(()) };
+        let held = self.layers.read().viewed_to;
         let mut from = Bound::Unbounded;
         loop {
             let (slice, last) = part.slice(from, self.options.take_in_bytes);
             let end = slice.last_key_value().map(|(key, _)| Arc::clone(key));
-            let named = if last { position } else { held };
+            let named = if last { whole } else { held };
             if let Err(error) = self.checkpoint.take_in(&slice, named) {
                 if let Error::Io { .. } = error {
                     // So that reading goes on; the error that counts is the first one.

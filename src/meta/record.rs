@@ -88,7 +88,7 @@ pub(super) fn encode_body(entries: &Entries) -> Vec<u8> {
     out
 }
 
-fn decode_body(body: &[u8]) -> Result<Entries, CodecError> {
+pub(super) fn decode_body(body: &[u8]) -> Result<Entries, CodecError> {
     let mut reader = Reader::new(body);
     let count = reader.length(BODY_BYTES_MAX)?;
     let mut entries = Entries::new();

@@ -10,6 +10,7 @@ use crate::chunk::{ADDRESS_BYTES, Address};
 use crate::meta::codec::{Reader, put_signed, put_varint};
 use crate::meta::key::NAME_BYTES_MAX;
 use crate::meta::{CodecError, Ino};
+use crate::store::LogPosition;
 use crate::sys::Timestamp;
 
 /// The format byte in front of every value of this version.
@@ -225,6 +226,81 @@ impl Counters {
         };
         reader.finish()?;
         Ok(counters)
+    }
+}
+
+/// How far the check of a mounted volume has come, and how the last one ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CheckState {
+    /// The pack with which one that was cut short goes on; 0: none was.
+    pub next_pack: u64,
+    /// When the last one ended that looked at everything: seconds since 1970, 0 for never.
+    pub finished: u64,
+    /// What that one found, or what the one that was cut short had found by then.
+    pub findings: u64,
+}
+
+impl CheckState {
+    /// Returns the value's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        for number in [self.next_pack, self.finished, self.findings] {
+            put_varint(&mut out, number);
+        }
+        out
+    }
+
+    /// Takes the value's bytes apart.
+    pub fn decode(bytes: &[u8]) -> Result<CheckState, CodecError> {
+        let mut reader = open(bytes)?;
+        let state = CheckState {
+            next_pack: reader.varint()?,
+            finished: reader.varint()?,
+            findings: reader.varint()?,
+        };
+        reader.finish()?;
+        Ok(state)
+    }
+}
+
+/// An image of the metadata, in packs beside the log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Image {
+    /// It has the entries of all records up to here.
+    pub position: LogPosition,
+    /// Bytes of all commit records up to there.
+    pub record_bytes: u64,
+    /// Bytes of its packs.
+    pub bytes: u64,
+    /// Its packs.
+    pub packs: Vec<u64>,
+}
+
+impl Image {
+    /// Returns the value's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let LogPosition { pack, offset, sequence } = self.position;
+        let mut out = vec![FORMAT];
+        let count = self.packs.len() as u64;
+        for number in [pack, offset, sequence, self.record_bytes, self.bytes, count] {
+            put_varint(&mut out, number);
+        }
+        self.packs.iter().for_each(|pack| put_varint(&mut out, *pack));
+        out
+    }
+
+    /// Takes the value's bytes apart.
+    pub fn decode(bytes: &[u8]) -> Result<Image, CodecError> {
+        let mut reader = open(bytes)?;
+        let (pack, offset) = (reader.varint()?, reader.varint()?);
+        let position = LogPosition { pack, offset, sequence: reader.varint()? };
+        let (record_bytes, bytes_stored) = (reader.varint()?, reader.varint()?);
+        // A pack's number takes a byte at least.
+        let count = reader.length(bytes.len())?;
+        let packs =
+            (0..count).map(|_| reader.varint()).collect::<Result<Vec<u64>, CodecError>>()?;
+        reader.finish()?;
+        Ok(Image { position, record_bytes, bytes: bytes_stored, packs })
     }
 }
 

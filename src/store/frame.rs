@@ -5,9 +5,10 @@
 //! ```text
 //! offset size field (little-endian)
 //!      0    4 magic "PYRF"
-//!      4    1 kind: 1 data, 2 tree, 3 record, 4 footer; 5 image part and 6 bitmap are reserved
+//!      4    1 kind: 1 data, 2 tree, 3 record, 4 footer, 5 image part; 6 bitmap is reserved
 //!      5    1 codec of the payload: 0 none, 1 lz4 (block), 2 zstd
-//!      6    2 flags: bit 0 is reserved for location hints in the side data of tree chunks
+//!      6    2 flags: bit 0 is reserved for location hints in the side data of tree chunks;
+//!             bit 1: the frame lies in an aux pack
 //!      8    4 count of the list's items (0 in records and footers)
 //!     12    4 bytes of the list
 //!     16    4 bytes of the payload as stored
@@ -41,6 +42,10 @@ pub const LIST_BYTES_MAX: usize = 1024 * 1024;
 /// than [`FRAME_PAYLOAD_BYTES`] and the longest chunk.
 const PACKED_BYTES_MAX: u32 = 4 * 1024 * 1024;
 
+/// The flag of all frames in aux packs but the footer: so that one whose header is damaged is
+/// not taken for a part of the log.
+pub const FLAG_AUX: u16 = 2;
+
 /// The first bytes of every frame.
 pub const FRAME_MAGIC: [u8; 4] = *b"PYRF";
 const DATA_ITEM_BYTES: usize = 36;
@@ -60,6 +65,8 @@ pub enum Kind {
     Record,
     /// The footer of a sealed pack.
     Footer,
+    /// A part of an image of the metadata.
+    Image,
     /// Something that this version passes over.
     Other(u8),
 }
@@ -71,6 +78,7 @@ impl Kind {
             Kind::Tree => 2,
             Kind::Record => 3,
             Kind::Footer => 4,
+            Kind::Image => 5,
             Kind::Other(byte) => byte,
         }
     }
@@ -81,6 +89,7 @@ impl Kind {
             2 => Kind::Tree,
             3 => Kind::Record,
             4 => Kind::Footer,
+            5 => Kind::Image,
             other => Kind::Other(other),
         }
     }
@@ -256,6 +265,13 @@ pub fn encode(parts: &Parts<'_>) -> Vec<u8> {
     bytes
 }
 
+/// Marks a frame made by [`encode`] as one of an aux pack, before it is placed.
+pub fn mark_aux(frame: &mut [u8]) {
+    if let Some(low) = frame.get_mut(6) {
+        *low |= FLAG_AUX as u8;
+    }
+}
+
 /// Writes the header checksum for a place into a frame made by [`encode`]; returns it.
 pub fn place(frame: &mut [u8], seed: u32) -> u32 {
     let list_bytes = u32_at(frame, 12).unwrap_or(0) as usize;
@@ -316,7 +332,7 @@ fn decode_checked(bytes: &[u8], list_bytes: u32, seed: u32) -> Option<Header> {
     let entries = match kind {
         Kind::Data => decode_list(list, count, raw_bytes, DATA_ITEM_BYTES, data_item)?,
         Kind::Tree => decode_list(list, count, raw_bytes, TREE_ITEM_BYTES, tree_item)?,
-        Kind::Record | Kind::Footer | Kind::Other(_) => Vec::new(),
+        Kind::Record | Kind::Footer | Kind::Image | Kind::Other(_) => Vec::new(),
     };
     Some(Header {
         kind,

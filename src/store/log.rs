@@ -95,6 +95,8 @@ pub struct Log {
     pub sealed_bytes: u64,
     /// Packs, the open one included.
     pub packs: u64,
+    /// The highest number of a sealed pack of the log, or more than that of an aux pack before it.
+    pub last_sealed: u64,
 }
 
 impl Log {
@@ -188,8 +190,20 @@ impl Log {
         self.head.running_crc = run_on(self.head.running_crc, header_crc);
         self.head.frames += 1;
         self.sealed_bytes += open.end + bytes.len() as u64;
+        self.last_sealed = open.number;
         self.open = None;
         Ok(())
+    }
+
+    /// Takes the next number for a pack.
+    ///
+    /// It is used up by trying, so a name left behind by a failure is never met again.
+    pub fn take_number(&mut self) -> io::Result<u64> {
+        if self.next_number >= pack::PACK_NUMBERS {
+            return Err(io::Error::other("all numbers of packs are used up"));
+        }
+        self.next_number += 1;
+        Ok(self.next_number - 1)
     }
 
     fn begin(&mut self) -> Result<OpenPack, LogError> {
@@ -197,13 +211,7 @@ impl Log {
             let text = "too many packs in one group";
             return Err(fatal("begin a pack")(io::Error::other(text)));
         }
-        if self.next_number >= pack::PACK_NUMBERS {
-            let text = "all numbers of packs are used up";
-            return Err(fatal("begin a pack")(io::Error::other(text)));
-        }
-        // A number is used up by trying, so a name left behind by a failure is never met again.
-        let number = self.next_number;
-        self.next_number += 1;
+        let number = self.take_number().map_err(fatal("begin a pack"))?;
         let dir = pack::pack_dir(number);
         if !self.dirs.contains(&dir) {
             match self.disk.create_dir(&dir) {

@@ -12,13 +12,18 @@
 //!
 //! Absent on purpose: files, inodes, what a record means, and the shape of trees.
 
+mod aux_pack;
+mod bad;
 mod cache;
+mod copies;
 mod finding;
 mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod image;
 mod index;
 mod log;
+mod mend;
 mod open;
 mod pack;
 mod pipeline;
@@ -43,7 +48,11 @@ use crate::chunk::{self, Address, Profile, Tree};
 use crate::sys::locks::Mutex;
 use crate::sys::{Disk, DiskFile};
 
+pub use bad::BadChunk;
 pub use cache::CacheStats;
+pub use image::{FoundImage, IMAGE_PART_BYTES, ImageWriter, WrittenImage, find_images};
+pub use mend::Mended;
+pub use open::replay;
 pub use verify::VerifyStep;
 
 use index::{Index, RunError};
@@ -152,6 +161,8 @@ pub struct Options {
     pub pending_bytes_max: u64,
     /// Threads that compress and append; with 0 all is done by those who put.
     pub workers: usize,
+    /// Copies of each tree chunk: with 2, [`Store::copy_trees`] makes second ones.
+    pub tree_copies: u32,
 }
 
 impl Default for Options {
@@ -165,6 +176,7 @@ impl Default for Options {
             pack_bytes_max: 64 * MIB,
             pending_bytes_max: 32 * MIB,
             workers: 2,
+            tree_copies: 1,
         }
     }
 }
@@ -182,11 +194,12 @@ pub struct Location {
 
 impl Location {
     /// Packs it into a number that sorts like the log.
-    fn pack(self) -> u64 {
+    pub(crate) fn pack(self) -> u64 {
         self.pack << 36 | (self.offset / frame::FRAME_ALIGN) << 8 | u64::from(self.slot)
     }
 
-    fn unpack(number: u64) -> Location {
+    /// The location of a number; every number is one.
+    pub(crate) fn unpack(number: u64) -> Location {
         let offset = (number >> 8 & ((1 << 28) - 1)) * frame::FRAME_ALIGN;
         Location { pack: number >> 36, offset, slot: number as u8 }
     }
@@ -363,10 +376,12 @@ struct Inner {
     frames: cache::Cache<u64, Arc<reader::CachedFrame>>,
     trees: cache::Cache<Address, Arc<Tree>>,
     files: Mutex<LruCache<u64, Arc<dyn DiskFile>>>,
+    bad: bad::BadChunks,
     /// The way to the workers, while there are any.
     workers: Mutex<Option<Sender<Job>>>,
     /// One commit at a time.
     commit: Mutex<()>,
+    copies: copies::Copies,
 }
 
 /// The chunks of a volume, and its log. Shared by any number of threads.
@@ -460,7 +475,8 @@ impl Store {
         Ok(position)
     }
 
-    /// Whether a chunk is stored or in flight.
+    /// Whether a chunk is stored or in flight, and not known to be damaged. Of a tree chunk this
+    /// says nothing about the chunks below.
     pub fn contains(&self, address: &Address) -> Result<bool> {
         if self.inner.pipeline.contains(address) {
             return Ok(true);
@@ -469,16 +485,52 @@ impl Store {
         Ok(matches!(found, reader::Lookup::Found(..)))
     }
 
+    /// Takes over the damaged places that an earlier store told of.
+    pub fn load_bad(&self, kept: impl IntoIterator<Item = BadChunk>) {
+        self.inner.bad.load(kept);
+    }
+
+    /// Hands out what changed of the damaged places, up to `count` of them and each once: the
+    /// place, and whether its chunk is damaged now. Whoever keeps them gives them to
+    /// [`Store::load_bad`] next time.
+    pub fn bad_changes(&self, count: usize) -> Vec<(BadChunk, bool)> {
+        self.inner.bad.changes(count)
+    }
+
+    /// The damaged places that are known, in the order of the log.
+    pub fn bad(&self) -> Vec<BadChunk> {
+        self.inner.bad.all()
+    }
+
     /// Saves a run of what is committed, so that the next opening need not read those packs.
     pub fn save_index(&self) -> Result<()> {
         self.inner.index.save(&*self.inner.disk).map_err(|error| self.inner.run_failed(error))
     }
 
-    /// Stops the workers and saves the index; once is enough.
+    /// Whether packs were sealed whose tree chunks have no second copies yet.
+    pub fn wants_copies(&self) -> bool {
+        self.inner.wants_copies()
+    }
+
+    /// Makes second copies of the tree chunks of all packs that were sealed since the last time.
+    ///
+    /// A failure harms nothing, and the next call goes on from there.
+    pub fn copy_trees(&self) -> Result<()> {
+        self.inner.copy_trees()
+    }
+
+    /// Returns the second copy of a tree chunk, if there is a good one.
+    pub fn second_copy(&self, address: &Address) -> Result<Option<Tree>> {
+        self.inner.second_copy(address)
+    }
+
+    /// Stops the workers, makes second copies and saves the index; once is enough.
     ///
     /// What was not committed is lost, as after a crash.
     pub fn close(&self) -> Result<()> {
         self.stop();
+        // What fails here is made up for when the volume is open again.
+        let _ = self.copy_trees();
         self.save_index()
     }
 
@@ -501,16 +553,17 @@ impl Store {
         }
     }
 
-    /// Walks all packs and reports what is damaged; `step` may end it.
+    /// Walks all packs from number `first` on and reports what is damaged; `step` may end it.
     ///
     /// Checks headers, footers, and payloads against their checksums; with `read_data` every chunk
     /// against its address. Frames behind the last commit record are read as they are.
     pub fn verify(
         &self,
+        first: u64,
         read_data: bool,
         step: &mut dyn FnMut(VerifyStep) -> ControlFlow<()>,
     ) -> Result<()> {
-        verify::verify(&self.inner, read_data, step)
+        verify::verify(&self.inner, first, read_data, step)
     }
 }
 

@@ -20,19 +20,21 @@ use std::sync::Arc;
 
 use lru::LruCache;
 
+use super::bad::BadChunks;
 use super::cache::Cache;
-use super::frame::{self, Entry, Kind, Life};
+use super::copies::Copies;
+use super::frame::{self, Kind, Life};
 use super::index::Index;
 use super::log::{Log, OpenPack};
 use super::pack::{
     self, At, Found, Gap, PACK_HEADER_BYTES, PACK_NUMBERS, PACKS_DIR, PackFile, PackHeader,
-    PackKind,
+    PackKind, TEMPORARY,
 };
 use super::pipeline::Pipeline;
 use super::reader::Lookup;
 use super::record::{RecordHead, run_on};
 use super::{Error, FILES_MAX, Finding, Inner, Location, LogPosition, Options, Record, Result};
-use crate::chunk::Profile;
+use crate::chunk::{Profile, Tree};
 use crate::sys::locks::Mutex;
 use crate::sys::{Access, Disk};
 
@@ -50,6 +52,7 @@ pub struct Recovered {
 }
 
 /// The packs that are there.
+#[derive(Default)]
 pub struct Listing {
     /// Their numbers, rising.
     pub numbers: Vec<u64>,
@@ -57,12 +60,14 @@ pub struct Listing {
     dirs: HashSet<String>,
     /// The highest number that was ever seen in a name.
     number_max: u64,
+    /// Aux packs that were never finished.
+    unfinished: Vec<String>,
 }
 
 /// Lists the packs of a volume.
 pub fn list(disk: &dyn Disk) -> Result<Listing> {
     let action = "list the packs";
-    let mut listing = Listing { numbers: Vec::new(), dirs: HashSet::new(), number_max: 0 };
+    let mut listing = Listing::default();
     for dir in disk.read_dir(PACKS_DIR).map_err(Error::io(action))? {
         if !dir.is_dir {
             continue;
@@ -75,7 +80,12 @@ pub fn list(disk: &dyn Disk) -> Result<Listing> {
             };
             let number = parse(".pack");
             let aside = parse(".pack.aside");
-            listing.number_max = listing.number_max.max(number.or(aside).unwrap_or(0));
+            let unfinished = parse(TEMPORARY);
+            let seen = number.or(aside).or(unfinished).unwrap_or(0);
+            listing.number_max = listing.number_max.max(seen);
+            if unfinished.is_some() {
+                listing.unfinished.push(format!("{path}/{}", entry.name));
+            }
             listing.numbers.extend(number.filter(|number| pack::pack_dir(*number) == path));
         }
         listing.dirs.insert(path);
@@ -97,6 +107,8 @@ struct Light {
 #[derive(Default)]
 struct Tail {
     frames: Vec<Light>,
+    /// The highest sequence number so far.
+    sequence: u64,
     gaps: Vec<(u64, Gap)>,
     /// Packs without a footer at their end.
     unsealed: Vec<u64>,
@@ -123,6 +135,10 @@ pub fn open(
 ) -> Result<Recovered> {
     assert!(options.pack_bytes_max <= 1 << 31, "a location has room for 2 GiB");
     let listing = list(&*disk)?;
+    for path in &listing.unfinished {
+        // Best effort: nobody reads it, and its number is used up as long as it is there.
+        let _ = disk.remove_file(path);
+    }
     let mut recovery =
         Recovery { disk: Arc::clone(&disk), volume_id, from, listing, findings: Vec::new() };
     let tail = recovery.walk_tail()?;
@@ -157,8 +173,10 @@ fn build(
         frames: Cache::new(options.cache_bytes),
         trees: Cache::new(options.tree_cache_bytes),
         files: Mutex::new(LruCache::new(FILES_MAX)),
+        bad: BadChunks::default(),
         workers: Mutex::new(None),
         commit: Mutex::new(()),
+        copies: Copies::default(),
         options,
     }
 }
@@ -180,54 +198,67 @@ impl Recovery {
 
     /// Reads the frame headers of the log from `from` on, past the page cache.
     fn walk_tail(&self) -> Result<Tail> {
-        let mut tail = Tail::default();
-        let mut sequence = self.from.sequence;
-        let first = self.listing.numbers.partition_point(|number| *number < self.from.pack);
-        for number in self.listing.numbers.iter().skip(first) {
-            let file = self.pack_file(*number)?;
-            if file.is_empty() {
-                continue;
-            }
-            let at_from = self.from.sequence > 0 && *number == self.from.pack;
-            let start = if at_from { self.from.offset } else { 0 };
-            let dropped = file.file.drop_cached(start, file.len.saturating_sub(start));
-            dropped.map_err(Error::io("read a pack past the cache"))?;
-            match file.header().map_err(Error::io("read a pack"))? {
-                PackHeader::Good(PackKind::Log) => {}
-                PackHeader::Good(PackKind::Aux) => {
-                    tail.aux.insert(*number);
-                    continue;
-                }
-                PackHeader::Newer(version) => {
-                    return Err(Error::Newer { pack: *number, version });
-                }
-                PackHeader::Damaged => tail.damaged_headers.push(*number),
-            }
-            let walked = file.walk(start.max(PACK_HEADER_BYTES), u64::MAX);
-            let (frames, gaps) = walked.map_err(Error::io("read a pack"))?;
-            tail.gaps.extend(gaps.into_iter().map(|gap| (*number, gap)));
-            if frames.last().is_none_or(|last| last.header.kind != Kind::Footer) {
-                tail.unsealed.push(*number);
-            }
-            for found in frames {
-                let record = match found.header.kind {
-                    Kind::Record => RecordHead::decode(found.list()),
-                    _ => None,
-                };
-                // A number that does not rise is none of this log's: passed over as damage.
-                let record =
-                    record.filter(|record| sequence < record.sequence && record.is_possible());
-                sequence = record.as_ref().map_or(sequence, |record| record.sequence);
-                tail.frames.push(Light {
-                    pack: *number,
-                    offset: found.offset,
-                    end: found.end(),
-                    header_crc: found.header.header_crc,
-                    record,
-                });
-            }
+        let mut tail = Tail { sequence: self.from.sequence, ..Tail::default() };
+        for number in self.numbers_from() {
+            self.walk_pack(number, self.from, &mut tail)?;
         }
         Ok(tail)
+    }
+
+    /// The packs that may have something behind `from`.
+    fn numbers_from(&self) -> Vec<u64> {
+        let first = self.listing.numbers.partition_point(|number| *number < self.from.pack);
+        self.listing.numbers.iter().skip(first).copied().collect()
+    }
+
+    /// Adds what a pack has behind `from` to the tail.
+    fn walk_pack(&self, number: u64, from: LogPosition, tail: &mut Tail) -> Result<()> {
+        let file = self.pack_file(number)?;
+        if file.is_empty() {
+            return Ok(());
+        }
+        let start = if from.sequence > 0 && number == from.pack { from.offset } else { 0 };
+        let dropped = file.file.drop_cached(start, file.len.saturating_sub(start));
+        dropped.map_err(Error::io("read a pack past the cache"))?;
+        match file.header().map_err(Error::io("read a pack"))? {
+            PackHeader::Good(PackKind::Log) => {}
+            PackHeader::Good(PackKind::Aux { .. }) => {
+                tail.aux.insert(number);
+                return Ok(());
+            }
+            PackHeader::Newer(version) => return Err(Error::Newer { pack: number, version }),
+            PackHeader::Damaged => {
+                tail.damaged_headers.push(number);
+                if file.is_aux().map_err(Error::io("read a pack"))? {
+                    tail.aux.insert(number);
+                    return Ok(());
+                }
+            }
+        }
+        let walked = file.walk(start.max(PACK_HEADER_BYTES), u64::MAX);
+        let (frames, gaps) = walked.map_err(Error::io("read a pack"))?;
+        tail.gaps.extend(gaps.into_iter().map(|gap| (number, gap)));
+        if frames.last().is_none_or(|last| last.header.kind != Kind::Footer) {
+            tail.unsealed.push(number);
+        }
+        for found in frames {
+            let record = match found.header.kind {
+                Kind::Record => RecordHead::decode(found.list()),
+                _ => None,
+            };
+            // A number that does not rise is none of this log's: passed over as damage.
+            let known = tail.sequence;
+            let record = record.filter(|record| known < record.sequence && record.is_possible());
+            tail.sequence = record.as_ref().map_or(known, |record| record.sequence);
+            tail.frames.push(Light {
+                pack: number,
+                offset: found.offset,
+                end: found.end(),
+                header_crc: found.header.header_crc,
+                record,
+            });
+        }
+        Ok(())
     }
 
     /// Returns which frame of the tail is the last commit record; `None` when that is `from`.
@@ -400,6 +431,7 @@ impl Recovery {
             head: RecordHead { sequence: end.sequence, ..RecordHead::default() },
             sealed_bytes: 0,
             packs: self.listing.numbers.len() as u64,
+            last_sealed: self.listing.numbers.last().copied().unwrap_or(0),
         };
         for number in &self.listing.numbers {
             let file = self.pack_file(*number)?;
@@ -427,6 +459,8 @@ impl Recovery {
             }
             log.head.previous_pack = *number;
             log.head.previous_offset = frames.last().map_or(0, |last| last.offset);
+            let sealed = self.listing.numbers.iter().rfind(|sealed| *sealed < number);
+            log.last_sealed = sealed.copied().unwrap_or(0);
             log.open = Some(OpenPack { number: *number, file, end: end.offset, footer });
         }
         self.check_from(end)?;
@@ -456,6 +490,38 @@ impl Recovery {
         }
         Ok(())
     }
+}
+
+/// Hands out the commit records behind `from`, up to the one that opening would take for the last;
+/// changes nothing. Returns the position of that record, and which records are missing.
+///
+/// Beside one pack's frames and records it keeps only the end of the log in memory.
+pub fn replay<E: From<Error>>(
+    disk: &Arc<dyn Disk>,
+    volume_id: [u8; 16],
+    from: LogPosition,
+    each: &mut dyn FnMut(&Record) -> std::result::Result<(), E>,
+) -> std::result::Result<(LogPosition, Vec<Finding>), E> {
+    let listing = list(&**disk)?;
+    let mut recovery =
+        Recovery { disk: Arc::clone(disk), volume_id, from, listing, findings: Vec::new() };
+    let mut tail = Tail { sequence: from.sequence, ..Tail::default() };
+    for number in recovery.numbers_from() {
+        recovery.walk_pack(number, from, &mut tail)?;
+        // The choice is between the last two records: all before them are settled.
+        let records = (0..tail.frames.len()).rev().filter(|at| position(&tail, *at).is_some());
+        if let Some(settled) = records.skip(2).next()
+            && let Some(end) = position(&tail, settled)
+        {
+            recovery.records(&tail, end)?.iter().try_for_each(&mut *each)?;
+            tail.frames.drain(..=settled);
+            recovery.from = end;
+        }
+    }
+    let chosen = recovery.choose(&tail)?.and_then(|chosen| position(&tail, chosen));
+    let end = chosen.unwrap_or(recovery.from);
+    recovery.records(&tail, end)?.iter().try_for_each(each)?;
+    Ok((end, recovery.findings))
 }
 
 fn record_with_head(tail: &Tail, at: usize) -> Option<(&Light, &RecordHead)> {
@@ -495,9 +561,9 @@ fn complete(
     let mut sequence = covered.sequence;
     for number in numbers.iter().filter(|number| covered.pack <= **number) {
         let pack_end = if *number == end.pack { end.offset } else { u64::MAX };
-        let file = open_pack(&*inner.disk, inner.life(*number))?;
-        let header = file.header().map_err(Error::io("read a pack"))?;
-        if file.is_empty() || header == PackHeader::Good(PackKind::Aux) {
+        // What is to be indexed was decided before: from here on damage is only passed over.
+        let file = open_pack(&*inner.disk, inner.life(*number))?.forgiving();
+        if file.is_empty() || file.is_aux().map_err(Error::io("read a pack"))? {
             continue;
         }
         let (frames, gaps) = file.frames(pack_end).map_err(Error::io("read a pack"))?;
@@ -539,15 +605,19 @@ fn enter(inner: &Inner, file: &PackFile, found: &Found, findings: &mut Vec<Findi
     let at = Location { pack: file.life.pack, offset: found.offset, slot: 0 };
     inner.keep_header(at, Arc::new(header.clone()));
     let mut payload = Vec::new();
+    let mut sound = true;
     if header.kind == Kind::Tree {
         payload = file.payload(found).map_err(Error::io("read a pack"))?;
-        if crc32c::crc32c(&payload) != header.payload_crc {
+        sound = crc32c::crc32c(&payload) == header.payload_crc;
+        if !sound {
             let (pack, offset) = (at.pack, at.offset);
             findings.push(Finding::PayloadDamaged { pack, offset });
         }
     }
     for (slot, entry) in header.entries.iter().enumerate() {
-        if entry.children != 0 && !is_closed(inner, entry, &payload)? {
+        let copy = if sound { None } else { inner.copy_from(at.pack, &entry.address)? };
+        let tree = copy.or_else(|| frame::decode_tree(entry, entry.slice(&payload)?));
+        if entry.children != 0 && !is_closed(inner, tree.as_ref())? {
             findings.push(Finding::TreeLeftOut { address: entry.address });
             continue;
         }
@@ -557,14 +627,14 @@ fn enter(inner: &Inner, file: &PackFile, found: &Found, findings: &mut Vec<Findi
     Ok(())
 }
 
-/// Whether all children of a tree chunk are in the index, or are holes.
-fn is_closed(inner: &Inner, entry: &Entry, payload: &[u8]) -> Result<bool> {
-    let tree = entry.slice(payload).and_then(|bytes| frame::decode_tree(entry, bytes));
+/// Whether all children of a tree chunk are in the index, or are holes, or trees with a copy.
+fn is_closed(inner: &Inner, tree: Option<&Tree>) -> Result<bool> {
     let Some(tree) = tree else {
         return Ok(false);
     };
     for (child, filled) in tree.children.iter().zip(&tree.filled) {
-        if *filled > 0 && !matches!(inner.locate(child, true)?, Lookup::Found(..)) {
+        let found = *filled == 0 || matches!(inner.locate(child, true)?, Lookup::Found(..));
+        if !found && inner.second_copy(child)?.is_none() {
             return Ok(false);
         }
     }

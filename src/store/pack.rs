@@ -7,10 +7,11 @@
 //! offset size field (little-endian)           trailer: the last 16 bytes of a sealed pack
 //!      0    8 magic "PYRPACK1"                     0    8 offset of the footer's frame
 //!      8    4 format version: 1                    8    4 magic "PEND"
-//!     12    4 kind: 1 log, 2 aux (reserved)       12    4 crc32c of bytes 0..12, seeded
+//!     12    4 kind: 1 log, 2 aux                  12    4 crc32c of bytes 0..12, seeded
 //!     16    8 number
 //!     24   16 volume id
-//!     40   20 zeros
+//!     40    8 aux: the pack whose trees are copied
+//!     48   12 zeros
 //!     60    4 crc32c of bytes 0..60
 //!     64      frames
 //! ```
@@ -42,6 +43,9 @@ pub const PACKS_DIR: &str = "packs";
 /// Numbers of packs are below this: a location has 28 bits for them.
 pub const PACK_NUMBERS: u64 = 1 << 28;
 
+/// What follows the number in the name of an aux pack that is being written.
+pub const TEMPORARY: &str = ".pack.tmp";
+
 const MAGIC: [u8; 8] = *b"PYRPACK1";
 const TRAILER_MAGIC: [u8; 4] = *b"PEND";
 const FOOTER_ITEM_BYTES: usize = 16;
@@ -53,8 +57,11 @@ const PROBE_BYTES: usize = 4096;
 pub enum PackKind {
     /// Part of the log: new chunks and commit records.
     Log,
-    /// Reserved: rewritten chunks, second copies, received ones.
-    Aux,
+    /// Beside the log: written under another name and whole once it has its own.
+    Aux {
+        /// The pack of the log whose trees it has copies of; 0: it holds something else.
+        source: u64,
+    },
 }
 
 /// What the header of a pack says.
@@ -70,9 +77,9 @@ pub enum PackHeader {
 
 /// Encodes the header of a pack.
 pub fn encode_header(life: Life, kind: PackKind) -> [u8; PACK_HEADER_BYTES as usize] {
-    let kind: u32 = match kind {
-        PackKind::Log => 1,
-        PackKind::Aux => 2,
+    let (kind, source): (u32, u64) = match kind {
+        PackKind::Log => (1, 0),
+        PackKind::Aux { source } => (2, source),
     };
     let mut bytes = Vec::with_capacity(PACK_HEADER_BYTES as usize);
     bytes.extend_from_slice(&MAGIC);
@@ -80,7 +87,8 @@ pub fn encode_header(life: Life, kind: PackKind) -> [u8; PACK_HEADER_BYTES as us
     bytes.extend_from_slice(&kind.to_le_bytes());
     bytes.extend_from_slice(&life.pack.to_le_bytes());
     bytes.extend_from_slice(&life.volume_id);
-    bytes.extend_from_slice(&[0; 20]);
+    bytes.extend_from_slice(&source.to_le_bytes());
+    bytes.extend_from_slice(&[0; 12]);
     bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
     let mut header = [0; PACK_HEADER_BYTES as usize];
     header.copy_from_slice(&bytes);
@@ -106,7 +114,10 @@ pub fn decode_header(bytes: &[u8], life: Life) -> PackHeader {
     }
     match u32_at(bytes, 12) {
         Some(1) => PackHeader::Good(PackKind::Log),
-        Some(2) => PackHeader::Good(PackKind::Aux),
+        Some(2) => {
+            let source = u64_at(bytes, 40).unwrap_or(0);
+            PackHeader::Good(PackKind::Aux { source })
+        }
         _ => PackHeader::Damaged,
     }
 }
@@ -200,13 +211,29 @@ pub struct PackFile {
     pub len: u64,
     /// To what its frames are bound.
     pub life: Life,
+    /// Whether sectors that the disk cannot read count as zeros, and so as damage.
+    forgiving: bool,
 }
 
 impl PackFile {
     /// Starts reading the pack of `life` in `file`.
     pub fn new(file: Arc<dyn DiskFile>, life: Life) -> io::Result<PackFile> {
         let len = file.len()?;
-        Ok(PackFile { file, len, life })
+        Ok(PackFile { file, len, life, forgiving: false })
+    }
+
+    /// The same, for who looks for damage. Never for who decides where the log ends: a disk that
+    /// cannot work for a while must not make it shorter.
+    pub fn forgiving(self) -> PackFile {
+        PackFile { forgiving: true, ..self }
+    }
+
+    /// Reads up to `len` bytes; fewer when the file ends before.
+    fn read(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        match self.forgiving {
+            true => read_forgiving(&*self.file, offset, len),
+            false => read(&*self.file, offset, len),
+        }
     }
 
     /// Whether it has no frames, as when the disk was full when it was begun.
@@ -216,7 +243,40 @@ impl PackFile {
 
     /// Reads the pack's header.
     pub fn header(&self) -> io::Result<PackHeader> {
-        Ok(decode_header(&read(&*self.file, 0, PACK_HEADER_BYTES as usize)?, self.life))
+        Ok(decode_header(&self.read(0, PACK_HEADER_BYTES as usize)?, self.life))
+    }
+
+    /// Reads the frame header at `offset`; `None` when there is none.
+    pub fn probe(&self, offset: u64) -> io::Result<Option<Found>> {
+        let mut bytes = self.read(offset, PROBE_BYTES)?;
+        let seed = self.life.seed(offset);
+        let mut decoded = frame::decode(&bytes, seed);
+        if let Err(NoHeader::Short(needed)) = decoded
+            && bytes.len() == PROBE_BYTES
+        {
+            bytes = self.read(offset, needed)?;
+            decoded = frame::decode(&bytes, seed);
+        }
+        Ok(decoded.ok().map(|header| {
+            bytes.truncate(header.head_bytes() as usize);
+            Found { offset, header, head: bytes }
+        }))
+    }
+
+    /// Whether it is an aux pack: when its header is damaged its first frame tells.
+    pub fn is_aux(&self) -> io::Result<bool> {
+        match self.header()? {
+            PackHeader::Good(kind) => Ok(kind != PackKind::Log),
+            PackHeader::Newer(_) => Ok(false),
+            PackHeader::Damaged => {
+                let first = match self.at(PACK_HEADER_BYTES)? {
+                    At::Frame(found) => Some(found),
+                    At::End => None,
+                    At::Invalid => self.resync(PACK_HEADER_BYTES)?,
+                };
+                Ok(first.is_some_and(|found| found.header.flags & frame::FLAG_AUX != 0))
+            }
+        }
     }
 
     /// Looks for a frame at `offset`.
@@ -224,7 +284,7 @@ impl PackFile {
         if offset >= self.len {
             return Ok(At::End);
         }
-        if let Some(found) = probe(&*self.file, self.life, offset)? {
+        if let Some(found) = self.probe(offset)? {
             if found.end() <= self.len {
                 return Ok(At::Frame(Box::new(found)));
             }
@@ -239,7 +299,7 @@ impl PackFile {
         const WINDOW_BYTES: usize = 1024 * 1024;
         let mut window_start = align(offset + 1);
         while window_start < self.len {
-            let window = read(&*self.file, window_start, WINDOW_BYTES)?;
+            let window = self.read(window_start, WINDOW_BYTES)?;
             for (index, word) in window.chunks_exact(8).enumerate() {
                 if !word.starts_with(&FRAME_MAGIC) {
                     continue;
@@ -256,7 +316,7 @@ impl PackFile {
     /// Reads the payload of a frame as it is stored; shorter when the file ends before.
     pub fn payload(&self, found: &Found) -> io::Result<Vec<u8>> {
         let offset = found.offset + found.header.head_bytes();
-        read(&*self.file, offset, found.header.stored_bytes as usize)
+        self.read(offset, found.header.stored_bytes as usize)
     }
 
     /// Whether the payload of a frame is what its header says.
@@ -270,7 +330,7 @@ impl PackFile {
         let Some(start) = self.len.checked_sub(TRAILER_BYTES) else {
             return Ok(None);
         };
-        let bytes = read(&*self.file, start, TRAILER_BYTES as usize)?;
+        let bytes = self.read(start, TRAILER_BYTES as usize)?;
         Ok(decode_trailer(&bytes, self.life))
     }
 
@@ -341,6 +401,13 @@ pub struct Gap {
     pub end: u64,
 }
 
+impl Gap {
+    /// Whether a frame that should start at `offset` lies in it.
+    pub fn contains(&self, offset: u64) -> bool {
+        (self.start..self.end).contains(&offset)
+    }
+}
+
 fn decode_trailer(bytes: &[u8], life: Life) -> Option<u64> {
     let crc = crc32c::crc32c_append(life.seed(u64::MAX), bytes.get(..12)?);
     let sound = bytes.get(8..12)? == TRAILER_MAGIC && u32_at(bytes, 12)? == crc;
@@ -370,21 +437,32 @@ fn decode_footer(payload: &[u8], life: Life, end: u64) -> Option<Vec<Found>> {
     Some(frames)
 }
 
-/// Reads the frame header at `offset`; `None` when there is none.
-pub fn probe(file: &dyn DiskFile, life: Life, offset: u64) -> io::Result<Option<Found>> {
-    let mut bytes = read(file, offset, PROBE_BYTES)?;
-    let seed = life.seed(offset);
-    let mut decoded = frame::decode(&bytes, seed);
-    if let Err(NoHeader::Short(needed)) = decoded
-        && bytes.len() == PROBE_BYTES
-    {
-        bytes = read(file, offset, needed)?;
-        decoded = frame::decode(&bytes, seed);
+/// Whether a disk says that it cannot read a place, rather than that it cannot work at all.
+fn is_medium_error(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EIO)
+}
+
+/// Reads up to `len` bytes; where the disk cannot read a sector, zeros stand for it.
+pub fn read_forgiving(file: &dyn DiskFile, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    const BLOCK_BYTES: u64 = 512;
+    match read(file, offset, len) {
+        Err(error) if is_medium_error(&error) => {}
+        read => return read,
     }
-    Ok(decoded.ok().map(|header| {
-        bytes.truncate(header.head_bytes() as usize);
-        Found { offset, header, head: bytes }
-    }))
+    let mut bytes = vec![0; len.min(file.len()?.saturating_sub(offset) as usize)];
+    let mut rest = bytes.as_mut_slice();
+    let mut at = offset;
+    while !rest.is_empty() {
+        let block = (BLOCK_BYTES - at % BLOCK_BYTES).min(rest.len() as u64) as usize;
+        let (head, tail) = rest.split_at_mut(block);
+        match file.read_at(head, at) {
+            Err(error) if !is_medium_error(&error) => return Err(error),
+            _ => {}
+        }
+        rest = tail;
+        at += block as u64;
+    }
+    Ok(bytes)
 }
 
 /// Reads up to `len` bytes; fewer when the file ends before.

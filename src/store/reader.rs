@@ -4,7 +4,8 @@
 //! decoding frames, and verifying chunks against their addresses before they are handed out.
 //!
 //! Invariant: a chunk is handed out only when its hash was verified since its frame came into the
-//! cache; chunks in flight were named by those who put them.
+//! cache; chunks in flight were named by those who put them. Where a chunk is damaged, every other
+//! place that has it is tried before the caller hears of it.
 //!
 //! Absent on purpose: writing.
 
@@ -15,7 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::frame::{self, Codec, Entry, Header, Kind, Life};
-use super::{Error, Inner, Location, Result, pack};
+use super::pack::{self, PackFile};
+use super::{Error, Inner, Location, Result};
 use crate::chunk::{Address, Tree};
 use crate::sys::{Access, DiskFile};
 
@@ -58,6 +60,8 @@ impl CachedFrame {
 pub enum Lookup {
     /// It lies here, says the frame's own list.
     Found(Location, Arc<Header>),
+    /// It lies here alone, and is known to be damaged.
+    Bad(Location, Arc<Header>),
     /// It may lie here, but the frame's header cannot be read.
     Unreadable(Location),
     /// It is not stored.
@@ -97,37 +101,60 @@ impl Inner {
     }
 
     /// Returns the header of the frame at a location; `None` when there is none.
-    fn header(&self, at: Location) -> Result<Option<Arc<Header>>> {
+    pub(super) fn header(&self, at: Location) -> Result<Option<Arc<Header>>> {
         if let Some(header) = self.headers.get(&at.frame()) {
             return Ok(Some(header));
         }
         let Some(file) = self.file(at.pack).map_err(Error::io("open a pack"))? else {
             return Ok(None);
         };
-        let found = pack::probe(&*file, self.life(at.pack), at.offset);
-        let found = found.map_err(Error::io("read a pack"))?;
-        Ok(found.map(|found| {
+        let pack = PackFile::new(file, self.life(at.pack)).map_err(Error::io("read a pack"))?;
+        let pack = pack.forgiving();
+        if let Some(found) = pack.probe(at.offset).map_err(Error::io("read a pack"))? {
             let header = Arc::new(found.header);
             self.keep_header(at, Arc::clone(&header));
-            header
-        }))
+            return Ok(Some(header));
+        }
+        self.repeated_header(&pack, at)
     }
 
-    /// Confirms candidates; the first whose frame names the address is the answer.
+    /// Returns what the footer of a sealed pack repeats of a frame whose header is damaged.
+    fn repeated_header(&self, pack: &PackFile, at: Location) -> Result<Option<Arc<Header>>> {
+        let frames = pack.footer().map_err(Error::io("read a pack"))?;
+        let mut wanted = None;
+        for found in frames.unwrap_or_default() {
+            let place = Location { offset: found.offset, ..at };
+            let header = Arc::new(found.header);
+            if found.offset == at.offset {
+                wanted = Some(Arc::clone(&header));
+            }
+            // The pack's other frames may be as bad: the footer is not read for each of them.
+            self.keep_header(place, header);
+        }
+        Ok(wanted)
+    }
+
+    /// Confirms candidates; the first whose frame names the address is the answer, unless it is
+    /// known to be damaged there.
     fn confirm(&self, address: &Address, candidates: &[Location]) -> Result<Lookup> {
-        let mut unreadable = None;
+        let mut second = Lookup::Unknown;
         for at in candidates {
             match self.header(*at)? {
                 Some(header) => {
                     let entry = header.entries.get(usize::from(at.slot));
-                    if entry.is_some_and(|entry| entry.address == *address) {
+                    if entry.is_none_or(|entry| entry.address != *address) {
+                        continue;
+                    }
+                    if !self.bad.has(*at) {
                         return Ok(Lookup::Found(*at, header));
                     }
+                    second = Lookup::Bad(*at, header);
                 }
-                None => unreadable = Some(*at),
+                None if matches!(second, Lookup::Bad(..)) => {}
+                None => second = Lookup::Unreadable(*at),
             }
         }
-        Ok(unreadable.map_or(Lookup::Unknown, Lookup::Unreadable))
+        Ok(second)
     }
 
     /// Finds a chunk that is not in flight; with `runs`, on the disk too when memory has not all.
@@ -140,6 +167,7 @@ impl Inner {
             self.index.run_candidates(address).map_err(|error| self.run_failed(error))?;
         match self.confirm(address, &candidates)? {
             Lookup::Unknown => Ok(first),
+            Lookup::Unreadable(_) if matches!(first, Lookup::Bad(..)) => Ok(first),
             second => Ok(second),
         }
     }
@@ -193,14 +221,20 @@ impl Inner {
         if let Some(tree) = self.trees.get(address) {
             return Ok(tree);
         }
+        let tree = self.first_copy(address).or_else(|error| match self.second_copy(address) {
+            Ok(Some(tree)) => Ok(tree),
+            _ => Err(error),
+        })?;
+        let tree = Arc::new(tree);
+        self.keep_tree(*address, Arc::clone(&tree));
+        Ok(tree)
+    }
+
+    fn first_copy(&self, address: &Address) -> Result<Tree> {
         let (entry, bytes, location) = self.chunk_at(address)?;
         let decoded = if entry.children == 0 { None } else { frame::decode_tree(&entry, &bytes) };
         match (decoded, location) {
-            (Some(tree), _) => {
-                let tree = Arc::new(tree);
-                self.keep_tree(*address, Arc::clone(&tree));
-                Ok(tree)
-            }
+            (Some(tree), _) => Ok(tree),
             (None, Some(location)) => Err(Error::Damaged { address: *address, location }),
             (None, None) => Err(Error::Missing { address: *address }),
         }
@@ -220,25 +254,61 @@ impl Inner {
             return Ok((entry, bytes, None));
         }
         let (at, header) = self.require(address)?;
-        let (entry, bytes) = self.verified(address, at, &header)?;
-        Ok((entry, bytes, Some(at)))
+        self.verified(address, at, &header)
     }
 
     fn require(&self, address: &Address) -> Result<(Location, Arc<Header>)> {
         match self.locate(address, true)? {
-            Lookup::Found(at, header) => Ok((at, header)),
+            Lookup::Found(at, header) | Lookup::Bad(at, header) => Ok((at, header)),
             Lookup::Unreadable(location) => Err(Error::Damaged { address: *address, location }),
             Lookup::Unknown => Err(Error::Missing { address: *address }),
         }
     }
 
-    /// Returns a chunk from its frame, verified; a second try goes past the page cache.
+    /// Returns a chunk, verified, from this place or, where it is damaged, from any other.
     fn verified(
         &self,
         address: &Address,
         at: Location,
         header: &Arc<Header>,
-    ) -> Result<(Entry, Bytes)> {
+    ) -> Result<(Entry, Bytes, Option<Location>)> {
+        let (mut at, mut header) = (at, Arc::clone(header));
+        loop {
+            let was_bad = self.bad.has(at);
+            if let Some((entry, bytes)) = self.verified_at(address, at, &header)? {
+                self.bad.leave(at);
+                return Ok((entry, bytes, Some(at)));
+            }
+            self.bad.enter(*address, at);
+            match self.locate(address, true)? {
+                // Each round makes one more place bad; were the set full, this one came again.
+                Lookup::Found(next, other) if !was_bad && next != at => {
+                    (at, header) = (next, other);
+                }
+                _ => return Err(Error::Damaged { address: *address, location: at }),
+            }
+        }
+    }
+
+    /// Whether a chunk can be read from another place than this one.
+    pub(super) fn is_elsewhere(&self, address: &Address, damaged: Location) -> Result<bool> {
+        match self.locate(address, true)? {
+            Lookup::Found(at, header) if at != damaged => {
+                Ok(self.verified(address, at, &header).is_ok())
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Returns a chunk from its frame, if it is right there; a second try goes past the page cache.
+    ///
+    /// A sector that the disk cannot read is as good as a wrong one.
+    pub(super) fn verified_at(
+        &self,
+        address: &Address,
+        at: Location,
+        header: &Arc<Header>,
+    ) -> Result<Option<(Entry, Bytes)>> {
         let cached = self.frames.get(&at.frame());
         for attempt in 0..2 {
             let frame = match (&cached, attempt) {
@@ -249,11 +319,11 @@ impl Inner {
             let Some((entry, bytes)) = frame.chunk(at.slot) else { continue };
             if frame.is_verified(at.slot) || self.matches(address, &entry, &bytes) {
                 frame.set_verified(at.slot);
-                return Ok((entry, bytes));
+                return Ok(Some((entry, bytes)));
             }
         }
         self.frames.remove(&at.frame());
-        Err(Error::Damaged { address: *address, location: at })
+        Ok(None)
     }
 
     fn matches(&self, address: &Address, entry: &Entry, bytes: &[u8]) -> bool {
@@ -277,7 +347,7 @@ impl Inner {
             let dropped = file.drop_cached(at.offset, header.frame_bytes());
             dropped.map_err(Error::io("read a pack past the cache"))?;
         }
-        let stored = pack::read(&*file, offset, header.stored_bytes as usize);
+        let stored = pack::read_forgiving(&*file, offset, header.stored_bytes as usize);
         let stored = stored.map_err(Error::io("read a pack"))?;
         Ok(self.keep_frame(at, header, stored))
     }
@@ -352,7 +422,7 @@ impl Inner {
         };
         let start = first.at.offset + first.header.head_bytes();
         let end = last.at.offset + last.header.head_bytes() + u64::from(last.header.stored_bytes);
-        let bytes = pack::read(&*file, start, (end - start) as usize);
+        let bytes = pack::read_forgiving(&*file, start, (end - start) as usize);
         let bytes = Bytes::from(bytes.map_err(Error::io("read a pack"))?);
         for position in missing {
             let (Some(wanted), Some(frame)) = (wanted(&position), frames.get_mut(position)) else {

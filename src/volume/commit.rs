@@ -181,6 +181,21 @@ impl Volume {
         result
     }
 
+    /// Commits chunks that no change has a need for: those of a repair.
+    pub(crate) fn commit_chunks(&self) -> Result<(), Error> {
+        let counters = self.counters.lock().committed;
+        self.meta.enter().put(&Key::Counters, counters.encode());
+        self.commit_all()
+    }
+
+    /// Sets what the volume counts, from the next commit on: for repair, with nothing else going on.
+    pub(crate) fn recount(&self, counted: &Counters) {
+        let mut counters = self.counters.lock();
+        (counters.next_ino, counters.files) = (counted.next_ino, counted.files);
+        counters.committed = *counted;
+        counters.logical.clear();
+    }
+
     /// Finishes the group that is cut already, if one is, and then the open one.
     fn commit_running(&self, running: &mut Running) -> Result<(), Error> {
         if running.cut.is_some() {
@@ -189,6 +204,7 @@ impl Volume {
         if self.meta.wants_take_in() && !self.options.background {
             self.meta.take_in()?;
         }
+        self.note_bad_chunks();
         let cut = self.meta.cut(false, |group| {
             let counters = self.counters.lock().at_cut();
             (self.commits.dirty.lock().remove(&group).unwrap_or_default(), counters)
@@ -224,7 +240,8 @@ impl Volume {
         }
         // Whoever wanted dirty space meanwhile may have found the list empty.
         self.relieve();
-        if self.meta.wants_take_in() {
+        let lives = self.store.wants_copies() || self.image_is_due();
+        if self.meta.wants_take_in() || lives {
             self.wake_timer();
         }
         Ok(())
@@ -325,7 +342,29 @@ impl Volume {
         self.commits.timer.changed.notify_all();
     }
 
-    fn take_in(&self) {
+    /// What the background does when it was woken.
+    fn tidy_up(&self) {
+        if self.meta.wants_take_in() {
+            self.take_in();
+        }
+        self.keep_second_lives();
+    }
+
+    /// Makes second copies of tree chunks, and an image of the metadata, if these are due. A failure
+    /// is no harm: the next time goes on.
+    pub(super) fn keep_second_lives(&self) {
+        if self.store.wants_copies()
+            && let Err(error) = self.store.copy_trees()
+            && !matches!(error, crate::store::Error::NoSpace)
+        {
+            tracing::warn!("cannot make second copies of tree chunks: {error}");
+        }
+        if let Err(error) = self.keep_image() {
+            tracing::warn!("cannot make an image of the metadata: {error}");
+        }
+    }
+
+    pub(super) fn take_in(&self) {
         if let Err(error) = self.meta.take_in() {
             self.note_failure(&Error::from(error));
             return;
@@ -376,7 +415,7 @@ fn take_in_thread(timer: &Timer, volume: &Weak<Volume>) {
             state.asked = false;
         }
         let Some(volume) = volume.upgrade() else { return };
-        volume.take_in();
+        volume.tidy_up();
     }
 }
 

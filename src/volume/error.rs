@@ -127,6 +127,9 @@ pub enum Error {
         /// Its sequence number.
         sequence: u64,
     },
+    /// The metadata is gone, and the packs have nothing to make it from.
+    #[error("the packs hold no commit record and no image of the metadata: restore a backup")]
+    NothingToRebuild,
     /// A tree is damaged or a chunk cannot be had.
     #[error(transparent)]
     Content(pyramid::Error<store::Error>),

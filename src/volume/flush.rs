@@ -14,7 +14,7 @@ use super::budget::Failure;
 use super::dirty::Layer;
 use super::node::{Node, NodeState};
 use super::{Error, Volume};
-use crate::meta::{Content, GroupId, Ino, Key};
+use crate::meta::{Content, GroupId, Ino, Inode, Key};
 use crate::pyramid::{self, Root};
 use crate::store;
 use crate::sys::locks::{Condvar, Mutex};
@@ -148,10 +148,15 @@ impl Volume {
                     tracing::error!("bytes written to inode {} are lost: {error}", node.ino.0);
                     node.state.lock().error.get_or_insert(error.to_string());
                     // The inode's entry has the new size already; where the old content allows,
-                    // it gets that size too.
+                    // it gets that size too, or else the inode gets back the old one.
                     let base = layer.base.as_ref().unwrap_or(&below);
                     let sized = self.pyramid.edit(&self.store, base, layer.keep, &[], layer.size);
-                    self.finish_layer(node, &layer, sized.ok());
+                    let sized = sized.ok();
+                    let stays = sized.is_none();
+                    self.finish_layer(node, &layer, sized);
+                    if stays {
+                        self.size_as_content(node, layer.group)?;
+                    }
                 }
                 Err(error) => {
                     self.note_failure(&error);
@@ -159,6 +164,23 @@ impl Volume {
                 }
             }
         }
+    }
+
+    /// Gives a file the size of its content again, after a change of both was dropped. A newer
+    /// layer sees to that by itself.
+    fn size_as_content(&self, node: &Node, group: GroupId) -> Result<(), Error> {
+        let mut state = node.state.lock();
+        if !state.layers.is_empty() || state.destroyed.is_some() {
+            return Ok(());
+        }
+        let size = self.root_of(node.ino, &mut state)?.size;
+        let key = Key::Inode(node.ino);
+        let Some(bytes) = self.meta.get(&key)? else { return Ok(()) };
+        let inode = Inode { size, ..Inode::decode(&bytes)? };
+        self.meta.amend(group, &key, Some(inode.encode()));
+        // It may have been changed in a later group as well.
+        self.meta.enter().put(&key, inode.encode());
+        Ok(())
     }
 
     fn store_layer(&self, layer: &Layer, below: &Root) -> Result<Root, Error> {

@@ -2,7 +2,8 @@
 //!
 //! Owns [`Volume`]. Its operations stand in `names` and `rename` (create, move, remove), `attrs`,
 //! `xattrs` and `flags` (attributes), `io` (read, write), `ranges` (copies, holes), `flush` (dirty
-//! layers become roots) and `commit` (groups become durable); `acl` knows access control lists;
+//! layers become roots), `commit` (groups become durable) and `image`; `rebuild` is for a volume
+//! whose metadata is lost; `acl` knows access control lists;
 //! `node`, `dirty` and `budget` hold what they share.
 //!
 //! Invariants: (1) an operation first gets all that it may wait for (dirty space, room in the
@@ -15,15 +16,16 @@
 //!
 //! Absent on purpose: FUSE, errno numbers, permissions (the kernel checks them).
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::meta::{self, Ino, Inode, Key, Meta};
+use crate::meta::{self, Ino, Inode, Key, KeyRange, Meta};
 use crate::pyramid::Pyramid;
 use crate::store::{self, Store};
 use crate::sys::locks::thread::JoinHandle;
 use crate::sys::locks::{Mutex, RwLock};
-use crate::sys::{Clock, Disk, DiskLock, Rng};
+use crate::sys::{Clock, Disk, DiskLock, Rng, Timestamp};
 
 mod access;
 mod acl;
@@ -37,10 +39,12 @@ mod flags;
 mod flush;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod image;
 mod io;
 mod names;
 mod node;
 mod ranges;
+mod rebuild;
 mod rename;
 mod space;
 mod status;
@@ -55,9 +59,13 @@ pub use adopt::Current;
 pub use error::Error;
 pub use flags::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NO_ATIME, FLAG_NO_DUMP};
 pub use flush::content_root;
+pub use rebuild::{Rebuilt, metadata_damage, rebuild_metadata};
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
 pub use types::*;
 pub use xattrs::is_acl;
+
+/// Damaged places that one group takes in at most.
+const BAD_CHANGES_MAX: usize = 4096;
 
 /// A volume that is open.
 pub struct Volume {
@@ -80,6 +88,8 @@ pub struct Volume {
     commits: commit::Commits,
     counters: Mutex<commit::Counts>,
     copies: ranges::Copies,
+    /// Bytes of all commit records when the next image of the metadata is due.
+    image_due_at: AtomicU64,
     closed: AtomicBool,
     lock: Mutex<Option<Box<dyn DiskLock>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -137,7 +147,7 @@ impl Volume {
     /// Removes what a crash left without a name, and starts the threads.
     fn begin(self) -> Result<Arc<Volume>, Error> {
         let volume = Arc::new(self);
-        if !volume.options.read_only {
+        if !volume.options.read_only && !volume.options.repairing {
             volume.remove_orphans()?;
         }
         if volume.options.background {
@@ -165,6 +175,8 @@ impl Volume {
             index_memory_bytes: options.index_memory_bytes,
             pack_bytes_max: options.pack_bytes_max,
             workers: if options.background { 2 } else { 0 },
+            // One that is open for reading makes no copies; it reads those that are there.
+            tree_copies: if options.read_only { 1 } else { superblock.tree_copies },
             ..store::Options::default()
         };
         let opened = Store::open(
@@ -174,13 +186,16 @@ impl Volume {
             store_options,
             meta.position(),
         )?;
-        if !options.read_only {
+        if !options.read_only && !options.repairing {
             refuse_gaps(&opened.findings, meta.position().sequence)?;
         }
         for record in &opened.records {
             meta.replay(record)?;
         }
+        opened.store.load_bad(bad_chunks(&meta)?);
         let counters = commit::Counts::load(&meta)?;
+        // What cannot be read gets no image, and is no reason to refuse the volume.
+        let image_due_at = image::next_due(&meta, options.image_bytes_min).unwrap_or(u64::MAX);
         Ok(Volume {
             pyramid: Pyramid::new(superblock.profile),
             store: opened.store,
@@ -194,6 +209,7 @@ impl Volume {
             commits: commit::Commits::default(),
             counters: Mutex::new(counters),
             copies: ranges::Copies::default(),
+            image_due_at: AtomicU64::new(image_due_at),
             closed: AtomicBool::new(false),
             lock: Mutex::new(lock),
             threads: Mutex::default(),
@@ -205,6 +221,21 @@ impl Volume {
         })
     }
 
+    /// Enters what the store learnt of damaged chunks into the open group.
+    fn note_bad_chunks(&self) {
+        let changes = self.store.bad_changes(BAD_CHANGES_MAX);
+        if changes.is_empty() {
+            return;
+        }
+        let group = self.meta.enter();
+        for (bad, is_damaged) in changes {
+            match is_damaged {
+                true => group.put(&Key::BadChunk(bad), Vec::new()),
+                false => group.delete(&Key::BadChunk(bad)),
+            }
+        }
+    }
+
     /// What opening found: damage, packs that were set aside, a tail that was cut.
     pub fn findings(&self) -> &[store::Finding] {
         &self.findings
@@ -213,6 +244,11 @@ impl Volume {
     /// What the volume is.
     pub fn superblock(&self) -> &Superblock {
         &self.superblock
+    }
+
+    /// The time, as the volume knows it.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// The metadata, for `check`.
@@ -249,6 +285,9 @@ impl Volume {
         self.announce_closing();
         self.stop_threads();
         let committed = if self.options.read_only { Ok(()) } else { self.commit_all() };
+        if committed.is_ok() && !self.options.read_only {
+            self.keep_second_lives();
+        }
         let checkpoint = match (&committed, self.options.read_only) {
             (Ok(()), false) => self.meta.close().map_err(Error::from),
             _ => Ok(()),
@@ -318,6 +357,19 @@ fn refuse_gaps(findings: &[store::Finding], held: u64) -> Result<(), Error> {
         }
         _ => Ok(()),
     })
+}
+
+/// The damaged places of chunks that the metadata knows.
+fn bad_chunks(meta: &Meta) -> Result<Vec<store::BadChunk>, Error> {
+    let mut found = Vec::new();
+    meta.scan(KeyRange::bad_chunks(), &mut |key, _| {
+        // What cannot be read is named by `check`; the place will be met again.
+        if let Ok(Key::BadChunk(bad)) = Key::decode(key) {
+            found.push(bad);
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
 }
 
 /// Removes the files that an unfinished [`Volume::create`] left; directories stay.

@@ -19,6 +19,8 @@ const PATH_NEW: &str = "superblock.new";
 /// Longer files are no superblock.
 const BYTES_MAX: u64 = 64 << 10;
 const BRANCHES_MIN: u32 = 2;
+/// Copies of each tree chunk at most.
+const TREE_COPIES_MAX: u32 = 2;
 const BRANCHES_MAX: u32 = 2048;
 
 /// What a volume is. Fixed when it is made.
@@ -30,7 +32,7 @@ pub struct Superblock {
     pub profile: Profile,
     /// Compression of data frames.
     pub compression: Compression,
-    /// Second copies of tree chunks: 1 is none.
+    /// Copies of each tree chunk: 1 or 2.
     pub tree_copies: u32,
 }
 
@@ -189,6 +191,9 @@ impl Superblock {
         }
         if parsed.branches < BRANCHES_MIN || BRANCHES_MAX < parsed.branches {
             return Err(bad(format!("{} branches are out of range", parsed.branches)));
+        }
+        if !(1..=TREE_COPIES_MAX).contains(&parsed.tree_copies) {
+            return Err(bad(format!("{} copies of trees are out of range", parsed.tree_copies)));
         }
         Ok(Superblock {
             uuid: uuid_bytes(&parsed.uuid).ok_or_else(|| bad("its uuid is none".to_owned()))?,

@@ -279,7 +279,7 @@ pub struct CreateOptions {
     pub profile: Profile,
     /// Compression of data frames.
     pub compression: Compression,
-    /// Second copies of tree chunks; reserved, 1 for now.
+    /// Copies of each tree chunk, 1 or 2.
     pub tree_copies: u32,
     /// Owner and group of the root directory.
     pub owner: (u32, u32),
@@ -322,6 +322,11 @@ pub struct OpenOptions {
     pub dir_atime: bool,
     /// Size at which a pack is sealed, bytes.
     pub pack_bytes_max: u64,
+    /// For repair: changes are taken although commit records are missing, and what has no name is
+    /// not removed.
+    pub repairing: bool,
+    /// Commit records between two images of the metadata, bytes at least.
+    pub image_bytes_min: u64,
 }
 
 impl Default for OpenOptions {
@@ -337,6 +342,8 @@ impl Default for OpenOptions {
             atime: Atime::Relative,
             dir_atime: true,
             pack_bytes_max: 64 << 20,
+            repairing: false,
+            image_bytes_min: 8 << 20,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod acls;
 mod backing;
+mod checks;
 mod commands;
 mod copies;
 mod full;
@@ -23,6 +24,7 @@ mod programs;
 mod random;
 mod ranges;
 mod rights;
+mod second_lives;
 mod semantics;
 mod shared;
 mod users;

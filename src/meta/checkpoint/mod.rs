@@ -3,7 +3,7 @@
 //! Owns the traits [`Checkpoint`] and [`View`], behind which the embedded store can be exchanged,
 //! and their one implementation on redb, whose file `meta/checkpoint.redb` is reached through
 //! `Disk` like every other. Table `entries` holds keys and values, table `position` the place in
-//! the log up to which they are complete.
+//! the log up to which they are complete, and how many bytes its records have had.
 //!
 //! Invariants: (1) entries and position change in one transaction, with two-phase commit, and the
 //! allocator's state is written along (quick repair), so opening after a crash reads a few pages
@@ -32,23 +32,35 @@ use crate::meta::layers::{Entry, Slice};
 use crate::store::LogPosition;
 use crate::sys::{Access, Disk, DiskFile};
 
-const DIR: &str = "meta";
-const FILE: &str = "meta/checkpoint.redb";
+/// The directory of a volume's checkpoint.
+pub(super) const DIR: &str = "meta";
+/// The name of its file there.
+pub(super) const FILE_NAME: &str = "checkpoint.redb";
 
 const ENTRIES: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("entries");
 const POSITION: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("position");
 const POSITION_KEY: &[u8] = b"log";
+const RECORDS_KEY: &[u8] = b"records";
 const POSITION_FORMAT: u8 = 1;
 
 /// Bytes of values that one slice of a view copies at most, beyond its first entry.
 const SLICE_BYTES_MAX: usize = 256 * 1024;
 
+/// How far a checkpoint has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Held {
+    /// Of the last record that it holds.
+    pub(super) position: LogPosition,
+    /// Bytes of all commit records up to there; less when an earlier version held some of them.
+    pub(super) record_bytes: u64,
+}
+
 /// A checkpoint that is open.
 pub(super) trait Checkpoint: Send + Sync {
     /// Returns the checkpoint as it is now, and goes on being.
-    fn view(&self) -> Result<(Arc<dyn View>, LogPosition)>;
-    /// Applies all entries and names `position`, in one durable step: all or nothing.
-    fn take_in(&self, entries: &Entries, position: LogPosition) -> Result<()>;
+    fn view(&self) -> Result<(Arc<dyn View>, Held)>;
+    /// Applies all entries and names `held`, in one durable step: all or nothing.
+    fn take_in(&self, entries: &Entries, held: Held) -> Result<()>;
     /// Bytes of the file, without the space that it has grown ahead and never written.
     fn stored_bytes(&self) -> u64;
     /// Opens the file anew after an error. When a sync failed it is only for reading from then on,
@@ -66,24 +78,29 @@ pub(super) trait View: Send + Sync {
     fn slice(&self, from: Bound<&[u8]>, end: &[u8], count: usize) -> Result<Slice>;
 }
 
-/// Makes `meta/` with an empty checkpoint, durably. The volume's directory must not have one.
-pub(super) fn create(disk: &Arc<dyn Disk>) -> Result<()> {
+/// The checkpoint's file in `dir`.
+pub(super) fn file_in(dir: &str) -> String {
+    format!("{dir}/{FILE_NAME}")
+}
+
+/// Makes `dir` with an empty checkpoint, durably. It must not have one.
+pub(super) fn create(disk: &Arc<dyn Disk>, dir: &str) -> Result<()> {
     let io = |source| Error::Io { action: "create", source };
-    match disk.create_dir(DIR) {
+    match disk.create_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         result => result.map_err(io)?,
     }
-    let file = disk.open(FILE, Access::CreateNew).map_err(io)?;
+    let file = disk.open(&file_in(dir), Access::CreateNew).map_err(io)?;
     let checkpoint = RedbCheckpoint::start(file, 0)?;
-    checkpoint.take_in(&Entries::new(), LogPosition::default())?;
+    checkpoint.take_in(&Entries::new(), Held::default())?;
     checkpoint.close()?;
-    disk.sync_dir(DIR).map_err(io)?;
+    disk.sync_dir(dir).map_err(io)?;
     disk.sync_dir("").map_err(io)
 }
 
-/// Opens the checkpoint; `cache_bytes` bounds what it keeps of the file in memory.
-pub(super) fn open(disk: &Arc<dyn Disk>, cache_bytes: u64) -> Result<RedbCheckpoint> {
-    let file = disk.open(FILE, Access::Write).map_err(|source| match source.kind() {
+/// Opens the checkpoint in `dir`; `cache_bytes` bounds what it keeps of the file in memory.
+pub(super) fn open(disk: &Arc<dyn Disk>, dir: &str, cache_bytes: u64) -> Result<RedbCheckpoint> {
+    let file = disk.open(&file_in(dir), Access::Write).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => Error::Missing,
         _ => Error::Io { action: "open", source },
     })?;
@@ -144,26 +161,28 @@ fn open_database(backend: impl StorageBackend, cache_bytes: usize) -> Result<Dat
 }
 
 impl Checkpoint for RedbCheckpoint {
-    fn view(&self) -> Result<(Arc<dyn View>, LogPosition)> {
+    fn view(&self) -> Result<(Arc<dyn View>, Held)> {
         let state = self.state.read();
         let database = match &*state {
             State::Writing(database) | State::Reading(database) => database,
             State::Lost => return Err(Error::PreviousFailure),
             State::Closed => return Err(Error::Closed),
         };
-        let (table, position) = guarded("read", || {
+        let (table, position, records) = guarded("read", || {
             let transaction = database.begin_read()?;
-            let position = transaction.open_table(POSITION)?;
-            let position = position.get(POSITION_KEY)?.map(|guard| guard.value().to_vec());
-            Ok((transaction.open_table(ENTRIES)?, position))
+            let table = transaction.open_table(POSITION)?;
+            let position = table.get(POSITION_KEY)?.map(|guard| guard.value().to_vec());
+            let records = table.get(RECORDS_KEY)?.map(|guard| guard.value().to_vec());
+            Ok((transaction.open_table(ENTRIES)?, position, records))
         })?;
         let position = position.ok_or(Error::Damaged { source: Damage::NoPosition })?;
-        let position = decode_position(&position)
-            .map_err(|error| Error::Damaged { source: Damage::Position(error) })?;
-        Ok((Arc::new(RedbView { table }), position))
+        let damage = |error| Error::Damaged { source: Damage::Position(error) };
+        let position = decode_position(&position).map_err(damage)?;
+        let record_bytes = records.map_or(Ok(0), |bytes| decode_records(&bytes)).map_err(damage)?;
+        Ok((Arc::new(RedbView { table }), Held { position, record_bytes }))
     }
 
-    fn take_in(&self, entries: &Entries, position: LogPosition) -> Result<()> {
+    fn take_in(&self, entries: &Entries, held: Held) -> Result<()> {
         let state = self.state.read();
         let database = match &*state {
             State::Writing(database) => database,
@@ -184,7 +203,8 @@ impl Checkpoint for RedbCheckpoint {
                     }
                 }
                 let mut table = transaction.open_table(POSITION)?;
-                table.insert(POSITION_KEY, encode_position(position).as_slice())?;
+                table.insert(POSITION_KEY, encode_position(held.position).as_slice())?;
+                table.insert(RECORDS_KEY, encode_records(held.record_bytes).as_slice())?;
             }
             Ok(transaction.commit()?)
         })
@@ -283,6 +303,23 @@ fn is_damage(error: &io::Error) -> bool {
 /// The page that does not fit its checksum, if that is the error.
 fn bad_page(error: &io::Error) -> Option<u64> {
     error.get_ref()?.downcast_ref::<BadPage>().map(|bad| bad.page)
+}
+
+fn encode_records(bytes: u64) -> Vec<u8> {
+    let mut out = vec![POSITION_FORMAT];
+    put_varint(&mut out, bytes);
+    out
+}
+
+fn decode_records(bytes: &[u8]) -> std::result::Result<u64, CodecError> {
+    let mut reader = Reader::new(bytes);
+    match reader.byte()? {
+        POSITION_FORMAT => {}
+        format => return Err(CodecError::Format(format)),
+    }
+    let bytes = reader.varint()?;
+    reader.finish()?;
+    Ok(bytes)
 }
 
 pub(super) fn encode_position(position: LogPosition) -> Vec<u8> {

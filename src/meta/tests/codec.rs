@@ -10,8 +10,9 @@ use crate::chunk::Address;
 use crate::meta::groups::Entries;
 use crate::meta::key::reserved;
 use crate::meta::{
-    CodecError, Content, Cookie, Counters, Ino, Inode, Key, KeyRange, NameEntry, record,
+    CodecError, Content, Cookie, Counters, Image, Ino, Inode, Key, KeyRange, NameEntry, record,
 };
+use crate::store::{BadChunk, Location, LogPosition};
 use crate::sys::Timestamp;
 
 fn edge() -> impl Strategy<Value = u64> {
@@ -34,18 +35,26 @@ struct OwnedKey(u8, u64, u64, Vec<u8>);
 impl OwnedKey {
     fn key(&self) -> Key<'_> {
         match self.0 {
-            0 => Key::Counters,
+            0 if self.1 % 2 == 0 => Key::Counters,
+            0 => Key::Check,
             1 => Key::Inode(Ino(self.1)),
             2 => Key::Content(Ino(self.1)),
             3 => Key::Name { dir: Ino(self.1), cookie: Cookie(self.2) },
             4 => Key::Xattr { ino: Ino(self.1), name: &self.3 },
-            _ => Key::Orphan(Ino(self.1)),
+            5 => Key::Orphan(Ino(self.1)),
+            6 => {
+                let mut address = [0; 32];
+                address.iter_mut().zip(&self.3).for_each(|(to, from)| *to = *from);
+                let location = Location::unpack(self.2);
+                Key::BadChunk(BadChunk { address: Address(address), location })
+            }
+            _ => Key::Image(self.1),
         }
     }
 }
 
 fn any_key() -> impl Strategy<Value = OwnedKey> {
-    (0..6u8, edge(), edge(), bytes(255)).prop_map(|(a, b, c, d)| OwnedKey(a, b, c, d))
+    (0..7u8, edge(), edge(), bytes(255)).prop_map(|(a, b, c, d)| OwnedKey(a, b, c, d))
 }
 
 prop_compose! {
@@ -83,11 +92,16 @@ proptest! {
     fn keys_sort_as_their_numbers(a in any_key(), b in any_key()) {
         let order = |k: &OwnedKey| match k.key() {
             Key::Counters => (0, 0, 0, vec![]),
+            Key::Check => (0, 1, 0, vec![]),
             Key::Inode(ino) => (1, ino.0, 0, vec![]),
             Key::Content(ino) => (2, ino.0, 0, vec![]),
             Key::Name { dir, cookie } => (3, dir.0, cookie.0, vec![]),
             Key::Xattr { ino, name } => (4, ino.0, 0, name.to_vec()),
             Key::Orphan(ino) => (5, ino.0, 0, vec![]),
+            Key::BadChunk(BadChunk { address, location }) => {
+                (6, 0, 0, [&address.0[..], &location.pack().to_be_bytes()].concat())
+            }
+            Key::Image(image) => (7, image, 0, vec![]),
         };
         prop_assert_eq!(a.key().encode().cmp(&b.key().encode()), order(&a).cmp(&order(&b)));
     }
@@ -107,6 +121,10 @@ proptest! {
         prop_assert_eq!(holds(KeyRange::all_names()), matches!(key, Key::Name { .. }));
         prop_assert_eq!(holds(KeyRange::all_xattrs()), matches!(key, Key::Xattr { .. }));
         prop_assert_eq!(holds(KeyRange::orphans()), matches!(key, Key::Orphan(_)));
+        let is_other = matches!(key, Key::Counters | Key::Check | Key::BadChunk(_) | Key::Image(_));
+        prop_assert_eq!(KeyRange::others().into_iter().any(holds), is_other);
+        prop_assert_eq!(holds(KeyRange::bad_chunks()), matches!(key, Key::BadChunk(_)));
+        prop_assert_eq!(holds(KeyRange::images()), matches!(key, Key::Image(_)));
         let of_ino = matches!(key, Key::Xattr { ino: of, .. } if of == ino);
         prop_assert_eq!(holds(KeyRange::xattrs(ino)), of_ino);
         prop_assert_eq!(holds(KeyRange::inodes(ino)), matches!(key, Key::Inode(of) if ino <= of));
@@ -127,6 +145,10 @@ proptest! {
         prop_assert_eq!(NameEntry::decode(&entry.encode()), Ok(entry));
         let counters = Counters { next_ino, files, logical_bytes, epoch };
         prop_assert_eq!(Counters::decode(&counters.encode()), Ok(counters));
+        let position = LogPosition { pack: next_ino, offset: files, sequence: epoch };
+        let packs = vec![epoch; usize::from(kind % 9)];
+        let image = Image { position, record_bytes: files, bytes: logical_bytes, packs };
+        prop_assert_eq!(Image::decode(&image.encode()), Ok(image));
     }
 
     #[test]
@@ -145,6 +167,9 @@ proptest! {
         }
         if let Ok(counters) = Counters::decode(&bytes) {
             prop_assert_eq!(counters.encode(), bytes.clone());
+        }
+        if let Ok(image) = Image::decode(&bytes) {
+            prop_assert_eq!(image.encode(), bytes.clone());
         }
         if let Ok(key) = Key::decode(&bytes) {
             prop_assert_eq!(key.encode(), bytes.clone());
@@ -233,7 +258,7 @@ fn a_record_refuses_what_is_out_of_bounds() {
 
 #[test]
 fn later_keys_are_refused() {
-    for tag in [reserved::SNAPSHOT, reserved::VERSION, reserved::BAD_CHUNK, reserved::PACK] {
+    for tag in [reserved::SNAPSHOT, reserved::VERSION, reserved::UNFINISHED, reserved::PACK] {
         assert_eq!(Key::decode(&[tag, 0]), Err(CodecError::Tag(tag)));
     }
 }

@@ -187,7 +187,7 @@ proptest! {
 
 #[test]
 fn pack_headers_round_trip_and_notice_every_bit() {
-    for kind in [PackKind::Log, PackKind::Aux] {
+    for kind in [PackKind::Log, PackKind::Aux { source: 0 }, PackKind::Aux { source: 9 }] {
         let bytes = pack::encode_header(LIFE, kind);
         assert_eq!(pack::decode_header(&bytes, LIFE), PackHeader::Good(kind));
         for bit in 0..bytes.len() * 8 {

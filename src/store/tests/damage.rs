@@ -1,5 +1,6 @@
 //! Damage: it is named, nothing else suffers, and what is derived is derived again.
 
+use super::reader::Lookup;
 use super::*;
 use crate::sys::sim::Keep;
 
@@ -276,6 +277,156 @@ fn a_damaged_chunk_is_never_handed_out_and_its_neighbours_are() {
     assert!(matches!(store.tree(&address), Err(Error::Damaged { .. })), "counts are no hash");
 }
 
+/// Damages chunk `number` where it lies.
+fn rot_chunk(disk: &SimDisk, store: &Store, address: Address) -> Location {
+    let Lookup::Found(at, header) = store.inner.locate(&address, true).unwrap() else {
+        panic!("it is there")
+    };
+    let inside = u64::from(header.entries[usize::from(at.slot)].start) + 3;
+    disk.rot(&pack::pack_path(at.pack), at.offset + header.head_bytes() + inside, 1).unwrap();
+    at
+}
+
+/// What `verify` counts as healed, with its findings.
+fn verified(store: &Store) -> (Vec<BadChunk>, Vec<Finding>) {
+    let (mut healed, mut findings) = (Vec::new(), Vec::new());
+    let mut each = |step| {
+        match step {
+            VerifyStep::Healed(bad) => healed.push(bad),
+            VerifyStep::Found(finding) => findings.push(finding),
+            VerifyStep::Progress { .. } => {}
+        }
+        ControlFlow::Continue(())
+    };
+    store.verify(0, false, &mut each).unwrap();
+    (healed, findings)
+}
+
+#[test]
+fn a_damaged_chunk_is_stored_anew_and_heals() {
+    let disk = new_disk();
+    let options = Options { compression: Compression::None, ..small() };
+    let store = open_from(&disk, options.clone(), LogPosition::default()).store;
+    (0..10).for_each(|number| assert!(put(&store, number).is_ok()));
+    let (tree_address, tree) = tree_of(&(0..10).collect::<Vec<u64>>());
+    store.put_tree(tree_address, tree.clone()).unwrap();
+    commit(&store, b"").unwrap();
+    // The damage is not in the last group, which would be cut off, and the index is not made anew,
+    // which would leave out the tree.
+    commit(&store, b"").unwrap();
+    store.save_index().unwrap();
+    let (chunk, tree_place) =
+        (rot_chunk(&disk, &store, address_of(4)), rot_chunk(&disk, &store, tree_address));
+    drop(store);
+    let store = open_from(&disk, options.clone(), LogPosition::default()).store;
+    // Nobody knows yet: it is offered, until somebody reads it.
+    assert!(store.contains(&address_of(4)).unwrap());
+    assert!(matches!(store.data(&address_of(4)), Err(Error::Damaged { .. })));
+    assert!(matches!(store.tree(&tree_address), Err(Error::Damaged { .. })));
+    let bad = |address, location| BadChunk { address, location };
+    let both = vec![bad(address_of(4), chunk), bad(tree_address, tree_place)];
+    assert_eq!(store.bad(), both);
+    let changes: Vec<(BadChunk, bool)> = both.iter().map(|bad| (*bad, true)).collect();
+    assert_eq!(store.bad_changes(9), changes);
+    assert_eq!(store.bad_changes(9), []);
+    assert!(!store.contains(&address_of(4)).unwrap() && !store.contains(&tree_address).unwrap());
+    let (healed, findings) = verified(&store);
+    assert_eq!((healed, findings.len()), (vec![], 4));
+    // The same content comes along.
+    put(&store, 4).unwrap();
+    store.put_tree(tree_address, tree.clone()).unwrap();
+    assert_reads(&store, 0..10);
+    commit(&store, b"").unwrap();
+    assert_reads(&store, 0..10);
+    assert_eq!(*store.tree(&tree_address).unwrap(), tree);
+    assert_eq!(verified(&store), (both.clone(), vec![]));
+    let chunks = store.stats().chunks;
+    put(&store, 4).unwrap();
+    commit(&store, b"").unwrap();
+    assert_eq!(store.stats().chunks, chunks, "it is stored once more, not each time");
+    store.close().unwrap();
+    drop(store);
+    // Whether or not anybody kept the places.
+    for kept in [both.clone(), vec![]] {
+        let store = open_from(&disk, options.clone(), LogPosition::default()).store;
+        store.load_bad(kept);
+        assert_reads(&store, 0..10);
+        assert_eq!(*store.tree(&tree_address).unwrap(), tree);
+        assert_eq!(verified(&store), (both.clone(), vec![]));
+        assert!(store.contains(&address_of(4)).unwrap());
+        drop(store);
+        runs(&disk).iter().for_each(|name| disk.remove_file(name).unwrap());
+    }
+}
+
+#[test]
+fn a_place_that_turns_out_right_is_offered_again() {
+    let (disk, positions) = volume();
+    let store = open_from(&disk, small(), positions[9]).store;
+    let bad = BadChunk { address: address_of(7), location: location_of(&store, 7) };
+    store.load_bad([bad]);
+    assert!(!store.contains(&bad.address).unwrap());
+    assert_reads(&store, [7]);
+    assert!(store.contains(&bad.address).unwrap());
+    assert_eq!(store.bad_changes(9), [(bad, false)]);
+    // By a check as well.
+    store.load_bad([bad]);
+    assert_eq!(verify_findings(&store), []);
+    assert_eq!(store.bad(), []);
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_is_damage_and_heals() {
+    let disk = new_disk();
+    let options = Options { compression: Compression::None, ..small() };
+    let store = open_from(&disk, options, LogPosition::default()).store;
+    (0..100).for_each(|number| assert!(put(&store, number).is_ok()));
+    let position = commit(&store, b"").unwrap();
+    let at = location_of(&store, 33);
+    let Some(Lookup::Found(_, header)) = store.inner.locate(&address_of(33), true).ok() else {
+        panic!("it is there")
+    };
+    let payload_at = at.offset + header.head_bytes();
+    drop(store);
+    let inside = u64::from(header.entries[usize::from(at.slot)].start);
+    disk.break_sector(&pack::pack_path(at.pack), payload_at + inside).unwrap();
+    let store = open_from(&disk, small(), position).store;
+    assert!(matches!(store.data(&address_of(33)), Err(Error::Damaged { .. })));
+    let (_, findings) = verified(&store);
+    let payload = Finding::PayloadDamaged { pack: at.pack, offset: at.offset };
+    assert!(findings.contains(&payload), "{findings:?}");
+    let lost: Vec<u64> = (0..100).filter(|n| store.data(&address_of(*n)).is_err()).collect();
+    assert!(lost.contains(&33) && lost.len() < header.entries.len(), "{lost:?}");
+    lost.iter().for_each(|number| assert!(put(&store, *number).is_ok()));
+    commit(&store, b"").unwrap();
+    assert_reads(&store, 0..100);
+    let (healed, findings) = verified(&store);
+    assert_eq!((healed.len(), findings), (lost.len(), vec![]));
+}
+
+#[test]
+fn the_footer_stands_in_for_damaged_headers_of_frames() {
+    let (disk, positions) = volume();
+    let first = positions[0].pack;
+    assert!(first < positions[9].pack, "it is sealed");
+    let store = open_from(&disk, small(), positions[9]).store;
+    let frame = location_of(&store, 0);
+    drop(store);
+    assert_eq!(frame.pack, first);
+    for damage in [1, 45] {
+        let image = disk.crash(Keep::All);
+        image.rot(&pack::pack_path(first), frame.offset + damage, 1).unwrap();
+        let store = open_from(&image, small(), positions[9]).store;
+        assert_reads(&store, 0..100);
+        let findings = verify_findings(&store);
+        let gap = |finding: &Finding| {
+            matches!(finding, Finding::FramesDamaged { pack, start, .. }
+                if (*pack, *start) == (first, frame.offset))
+        };
+        assert!(findings.iter().any(gap), "{findings:?}");
+    }
+}
+
 #[test]
 fn verify_names_damaged_headers_and_footers_and_can_be_stopped() {
     let (disk, positions) = volume();
@@ -292,7 +443,7 @@ fn verify_names_damaged_headers_and_footers_and_can_be_stopped() {
         steps += 1;
         ControlFlow::Break(())
     };
-    store.verify(false, &mut once).unwrap();
+    store.verify(0, false, &mut once).unwrap();
     assert_eq!(steps, 1);
 }
 
@@ -309,4 +460,43 @@ fn a_newer_pack_is_refused() {
     file.write_all_at(&header, 0).unwrap();
     let opened = Store::open(shared(&disk), Profile::DEFAULT, VOLUME, small(), last);
     assert!(matches!(opened.map(|_| ()), Err(Error::Newer { version: 2, .. })));
+}
+
+#[test]
+fn what_follows_from_the_rest_of_a_pack_is_written_again() {
+    let (disk, positions) = volume();
+    let first = positions[0].pack;
+    let path = pack::pack_path(first);
+    let store = open_from(&disk, small(), positions[9]).store;
+    let frame = location_of(&store, 0);
+    assert_eq!(store.mend().unwrap(), []);
+    drop(store);
+    let len = file_len(&disk, &path);
+    let bytes = |disk: &SimDisk| {
+        pack::read(&*disk.open(&path, Access::Read).unwrap(), 0, len as usize).unwrap()
+    };
+    let header = Mended::PackHeader { pack: first };
+    let frame_header = Mended::FrameHeader { pack: first, offset: frame.offset };
+    let footer = Mended::Footer { pack: first };
+    for (places, expected) in [
+        (vec![30], vec![header]),
+        (vec![frame.offset + 1], vec![frame_header]),
+        (vec![len - 1], vec![footer]),
+        (vec![len - 40], vec![footer]),
+        (vec![30, len - 1], vec![header, footer]),
+        (vec![30, frame.offset + 45], vec![header, frame_header]),
+        // Nobody has the header of that frame any more.
+        (vec![frame.offset + 1, len - 1], vec![]),
+    ] {
+        let image = disk.crash(Keep::All);
+        places.iter().for_each(|at| image.rot(&path, *at, 1).unwrap());
+        let store = open_from(&image, small(), positions[9]).store;
+        assert_eq!(store.mend().unwrap(), expected, "{places:?}");
+        assert_eq!(bytes(&image) == bytes(&disk), !expected.is_empty(), "{places:?}");
+        assert_eq!(verify_findings(&store).is_empty(), !expected.is_empty(), "{places:?}");
+    }
+    // A sector that cannot be read can be written.
+    disk.break_sector(&path, frame.offset).unwrap();
+    let store = open_from(&disk, small(), positions[9]).store;
+    assert!(store.mend().is_ok());
 }

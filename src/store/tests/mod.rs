@@ -2,8 +2,10 @@
 //!
 //! Owns what they share: small chunks by number, a store with small limits, and reading back.
 
+mod aux_packs;
 mod basic;
 mod codec;
+mod copies;
 mod crash;
 mod damage;
 mod format;
@@ -32,6 +34,7 @@ fn small() -> Options {
         pack_bytes_max: 32 * 1024,
         pending_bytes_max: 1 << 20,
         workers: 0,
+        tree_copies: 1,
         compression: Compression::Lz4,
     }
 }
@@ -113,7 +116,7 @@ fn verify_findings(store: &Store) -> Vec<Finding> {
         }
         ControlFlow::Continue(())
     };
-    store.verify(true, &mut each).unwrap();
+    store.verify(0, true, &mut each).unwrap();
     findings
 }
 

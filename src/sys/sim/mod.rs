@@ -23,6 +23,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, ReentrantMutex};
@@ -104,6 +105,8 @@ struct State {
     space_bytes: Option<u64>,
     syncs: u64,
     failures: Vec<Failure>,
+    /// Sectors that cannot be read, by file and number, until they are written.
+    broken: BTreeSet<(FileId, u64)>,
 }
 
 struct Failure {
@@ -111,6 +114,14 @@ struct Failure {
     calls: u64,
     errno: i32,
     kind: CallKind,
+}
+
+/// Bytes of a sector.
+const SECTOR_BYTES: u64 = 512;
+
+/// The sectors of a range of bytes.
+fn sectors(offset: u64, len: usize) -> Range<u64> {
+    offset / SECTOR_BYTES..offset.saturating_add(len as u64).div_ceil(SECTOR_BYTES)
 }
 
 /// The size that a disk without a limit claims to have: 1 TiB.
@@ -128,6 +139,7 @@ impl SimDisk {
             space_bytes: None,
             syncs: 0,
             failures: Vec::new(),
+            broken: BTreeSet::new(),
         })
     }
 
@@ -161,6 +173,7 @@ impl SimDisk {
             space_bytes: state.space_bytes,
             syncs: 0,
             failures: Vec::new(),
+            broken: state.broken.clone(),
         })
     }
 
@@ -218,6 +231,14 @@ impl SimDisk {
             return Err(os_error(libc::EINVAL));
         }
         file.rot(offset, xor);
+        Ok(())
+    }
+
+    /// Breaks the sector at `offset` of a file: reading it fails with `EIO` until it is written.
+    pub fn break_sector(&self, path: &str, offset: u64) -> io::Result<()> {
+        let mut state = self.shared.state.lock();
+        let id = state.names.file(path)?;
+        state.broken.insert((id, offset / SECTOR_BYTES));
         Ok(())
     }
 
@@ -318,6 +339,8 @@ impl State {
         let allowed = self.begin(CallKind::Write);
         let written = if allowed.is_ok() { bytes } else { bytes.split_at(bytes.len() / 2).0 };
         self.file_mut(id)?.write(written, offset);
+        let sectors = sectors(offset, written.len());
+        self.broken.retain(|(file, sector)| *file != id || !sectors.contains(sector));
         allowed
     }
 
@@ -449,6 +472,10 @@ impl DiskFile for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.disk.shared.state.lock();
         state.begin(CallKind::Read)?;
+        let sectors = sectors(offset, buf.len());
+        if state.broken.iter().any(|(file, at)| *file == self.id && sectors.contains(at)) {
+            return Err(os_error(libc::EIO));
+        }
         Ok(state.file(self.id)?.current().read(buf, offset))
     }
 

@@ -429,3 +429,21 @@ fn removed_files_are_forgotten_once_no_crash_can_bring_them_back() {
     disk.sync_dir("").unwrap();
     assert_eq!(disk.shared.state.lock().files.len(), 0);
 }
+
+#[test]
+fn a_broken_sector_cannot_be_read_until_it_is_written() {
+    let disk = SimDisk::new();
+    let file = disk.open("file", Access::CreateNew).unwrap();
+    file.write_all_at(&[7; 4096], 0).unwrap();
+    disk.break_sector("file", 1000).unwrap();
+    let read = |offset, len| file.read_at(&mut vec![0; len], offset).map_err(|e| e.raw_os_error());
+    assert_eq!(read(0, 512), Ok(512));
+    assert_eq!(read(0, 513), Err(Some(libc::EIO)));
+    assert_eq!(read(1023, 1), Err(Some(libc::EIO)));
+    assert_eq!(read(1024, 512), Ok(512));
+    let image = disk.crash(Keep::All);
+    let kept = image.open("file", Access::Read).unwrap();
+    assert!(kept.read_at(&mut [0; 8], 600).is_err(), "a power loss mends nothing");
+    file.write_all_at(&[8; 512], 512).unwrap();
+    assert_eq!(read(0, 4096), Ok(4096));
+}

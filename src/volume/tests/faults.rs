@@ -444,7 +444,7 @@ fn any_sync_of_the_work_may_fail() {
 }
 
 #[test]
-fn a_read_that_fails_in_a_flush_costs_what_was_written_and_not_the_volume() {
+fn reads_that_fail_in_a_flush_cost_what_was_written_and_not_the_volume() {
     let (disk, clock) = (SimDisk::new(), SimClock::new());
     create(&disk, &clock);
     let volume = open(&disk, &clock, small());
@@ -459,7 +459,8 @@ fn a_read_that_fails_in_a_flush_costs_what_was_written_and_not_the_volume() {
         let ino = volume.lookup(Ino::ROOT, name(0).as_bytes()).unwrap().ino;
         volume.write(ino, 39_000, &[7; 2_000], false, Wait::Yes).unwrap();
         volume.forget(ino, 1);
-        image.fail_call(n, libc::EIO, CallKind::Read);
+        // Once is no damage: what cannot be read is read again, sector by sector.
+        (n..n + 500).for_each(|call| image.fail_call(call, libc::EIO, CallKind::Read));
         volume.sync().unwrap();
         image.clear_failures();
         if let Err(error) = volume.fsync(ino, Wait::Yes) {
@@ -467,7 +468,9 @@ fn a_read_that_fails_in_a_flush_costs_what_was_written_and_not_the_volume() {
             lost += 1;
             volume.fsync(ino, Wait::Yes).unwrap();
             let found = volume.read(ino, 0, 50_000).unwrap();
-            assert!(found == [noise(0, 40_000), vec![0; 1_000]].concat(), "{label}");
+            let old = [noise(0, 40_000), vec![0; 1_000]].concat();
+            assert!(found == old[..40_000] || found == old, "{label}: {} bytes", found.len());
+            assert_eq!(volume.getattr(ino).unwrap().size, found.len() as u64, "{label}");
         }
         add(&volume, 1).unwrap();
         volume.close().unwrap();

@@ -19,6 +19,7 @@ mod large;
 mod model;
 mod names;
 mod ranges;
+mod rebuild;
 #[cfg(shuttle)]
 mod schedules;
 mod small;
@@ -42,9 +43,13 @@ fn options() -> OpenOptions {
 }
 
 fn create(disk: &SimDisk, clock: &SimClock) {
+    create_with(disk, clock, &CreateOptions::default());
+}
+
+fn create_with(disk: &SimDisk, clock: &SimClock, options: &CreateOptions) {
     let (disk, clock): (Arc<dyn Disk>, Arc<dyn Clock>) =
         (Arc::new(disk.clone()), Arc::new(clock.clone()));
-    Volume::create(&disk, &clock, &SimRng::new(7), &CreateOptions::default()).unwrap();
+    Volume::create(&disk, &clock, &SimRng::new(7), options).unwrap();
 }
 
 fn open(disk: &SimDisk, clock: &SimClock, options: OpenOptions) -> Arc<Volume> {

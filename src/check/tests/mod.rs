@@ -1,5 +1,8 @@
 //! A check finds nothing in a volume in order, and each kind of damage that is made here.
 
+mod repair;
+mod scrub;
+
 use super::*;
 use crate::sys::overlay::OverlayDisk;
 use crate::sys::sim::{SimClock, SimDisk, SimRng};
@@ -96,19 +99,48 @@ impl Bench {
         self.look(read_data)
     }
 
+    fn repair(&self, sources: &dyn Sources) -> Repaired {
+        let disk = Arc::new(self.disk.clone());
+        super::repair(disk, Arc::clone(&self.clock), sources, &mut |_| {}).unwrap()
+    }
+
     fn look(&self, read_data: bool) -> Vec<Finding> {
         let overlay = OverlayDisk::new(Arc::new(self.disk.clone()));
         run(Arc::new(overlay), Arc::clone(&self.clock), read_data, &mut |_| {}).unwrap().findings
     }
 }
 
-/// Makes damage, and sees exactly the findings that it should give.
+/// Makes damage, and sees exactly the findings that it should give, and that a repair leaves none
+/// of them but what is lost.
 fn damage(make: impl FnOnce(&Bench), expected: &[Finding]) {
     let bench = Bench::new();
     make(&bench);
     let mut found = bench.check(true);
     found.sort_by_key(ToString::to_string);
     assert_eq!(found, expected);
+    let (lost, wrong): (Vec<Finding>, Vec<Finding>) = found
+        .into_iter()
+        .partition(|one| matches!(one, Finding::ChunkMissing { .. } | Finding::Tree { .. }));
+    let repaired = bench.repair(&Nothing);
+    assert_eq!(repaired.changes.is_empty(), wrong.is_empty(), "{repaired:?}");
+    assert_eq!(repaired.lost, lost.len() as u64);
+    assert_eq!(bench.look(true), lost, "{repaired:?}");
+    // What can be read is never removed.
+    let volume = open(&bench.disk, &bench.clock);
+    assert!(volume.getattr(bench.large).is_ok() && volume.getattr(bench.small).is_ok());
+}
+
+/// No sources.
+struct Nothing;
+
+impl Sources for Nothing {
+    fn files(&self, _: &mut EachFile<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn volumes(&self) -> &[Arc<Volume>] {
+        &[]
+    }
 }
 
 #[test]
