@@ -118,6 +118,7 @@ fn write(meta: &Meta) -> Result<(), Error> {
         }
         meta.enter().delete(&Key::Inode(Ino(round)));
         meta.cut(true, |_| ());
+        let _ = meta.record();
         let mut position = meta.position();
         position.sequence = position.sequence.max(10) + 1 + round;
         meta.committed(position);
