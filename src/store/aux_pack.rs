@@ -1,7 +1,7 @@
 //! Writing an aux pack: one that is beside the log.
 //!
 //! Owns [`AuxWriter`]. An aux pack is written to `packs/ab/<number>.pack.tmp`, with a footer like
-//! any sealed pack, synced, and only then given its name: what has the name of an aux pack is whole.
+//! any sealed pack, synced, and only then given its name: what has such a name is whole.
 //! Its number comes from the same row as those of the log. Its frames carry a flag, so that a
 //! damaged header never makes it a part of the log.
 //!

@@ -88,11 +88,12 @@ impl Inner {
         Ok(())
     }
 
-    /// Opens a pack; `None` when it is gone, as aux packs may be at any time.
+    /// Opens a pack; `None` when it is gone, as aux packs may be at any time. What the disk cannot
+    /// read of it is as good as wrong.
     pub(super) fn pack_if_there(&self, number: u64) -> Result<Option<PackFile>> {
         match open::open_pack(&*self.disk, self.life(number)) {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-            opened => opened.map(Some),
+            opened => opened.map(|file| Some(file.forgiving())),
         }
     }
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::frame::{self, Codec, Header, Kind, Life, NoHeader, u32_at};
+use super::image::ImageHead;
 use super::pack::{self, PackFile, PackHeader, PackKind};
 use super::record::RecordHead;
 use super::run::{self, BLOCK_BYTES, INDEX_DIR, Run, RunReader};
@@ -75,12 +76,15 @@ fn decoded_frame(header: &Header, bytes: &[u8]) {
     }
 }
 
-/// Takes bytes as the head of a commit record, and as the location of a chunk.
+/// Takes bytes as the head of a commit record, of a part of an image, and as a location.
 pub fn record_head(bytes: &[u8]) {
     if let Some(head) = RecordHead::decode(bytes) {
         let encoded = head.encode();
         assert_eq!(encoded.len(), bytes.len());
         assert_eq!(RecordHead::decode(&encoded), Some(head));
+    }
+    if let Some(head) = ImageHead::decode(bytes) {
+        assert_eq!(ImageHead::decode(&head.encode()), Some(head));
     }
     if let Some(number) = frame::u64_at(bytes, 0) {
         assert_eq!(Location::unpack(number).pack(), number);

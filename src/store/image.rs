@@ -1,8 +1,8 @@
 //! Images of the metadata: how their parts lie in aux packs, and how they are found again.
 //!
-//! Owns writing the parts of an image, finding whole images with nothing but the packs, and removing
-//! those that a newer one has made useless. A part is a frame of kind `Image`; in the place of the
-//! list stands:
+//! Owns writing the parts of an image, finding whole images with nothing but the packs, and
+//! removing those that a newer one has made useless. A part is a frame of kind `Image`; in the
+//! place of the list stands:
 //!
 //! ```text
 //! offset size field (little-endian)
@@ -233,8 +233,13 @@ pub struct FoundImage {
 pub fn find_images(disk: &Arc<dyn Disk>, volume_id: [u8; 16]) -> Result<Vec<FoundImage>> {
     let mut parts: BTreeMap<u64, Vec<(u64, u64, ImageHead, u32)>> = BTreeMap::new();
     for pack in open::list(&**disk)?.numbers {
-        let file = open::open_pack(&**disk, Life { volume_id, pack })?;
-        for (offset, head, crc) in heads_in(&file)? {
+        let opened = open::open_pack(&**disk, Life { volume_id, pack });
+        let heads = match opened.and_then(|file| heads_in(&file.forgiving())) {
+            // As good as not there; another image, or the log alone, will do.
+            Err(Error::Io { .. }) => continue,
+            heads => heads?,
+        };
+        for (offset, head, crc) in heads {
             parts.entry(head.image).or_default().push((pack, offset, head, crc));
         }
     }
@@ -270,21 +275,28 @@ impl FoundImage {
         volume_id: [u8; 16],
     ) -> impl Iterator<Item = Result<Option<Vec<u8>>>> + 'a {
         self.parts.iter().map(move |&(pack, offset)| {
-            let file = open::open_pack(&**disk, Life { volume_id, pack })?;
-            let action = Error::io("read an image of the metadata");
-            let frames = match file.at(offset).map_err(&action)? {
-                At::Frame(found) => vec![*found],
-                // Its header is damaged; the footer repeats it.
-                At::End | At::Invalid => file.frames(u64::MAX).map_err(&action)?.0,
-            };
-            let Some(found) = frames.iter().find(|found| found.offset == offset) else {
-                return Ok(None);
-            };
-            let stored = file.payload(found).map_err(&action)?;
-            if crc32c::crc32c(&stored) != found.header.payload_crc {
-                return Ok(None);
+            let opened = open::open_pack(&**disk, Life { volume_id, pack });
+            match opened.and_then(|file| read_part(&file.forgiving(), offset)) {
+                Err(Error::Io { .. }) => Ok(None),
+                read => read,
             }
-            Ok(frame::decompress(found.header.codec, &stored, found.header.raw_bytes))
         })
     }
+}
+
+fn read_part(file: &PackFile, offset: u64) -> Result<Option<Vec<u8>>> {
+    let action = Error::io("read an image of the metadata");
+    let frames = match file.at(offset).map_err(&action)? {
+        At::Frame(found) => vec![*found],
+        // Its header is damaged; the footer repeats it.
+        At::End | At::Invalid => file.frames(u64::MAX).map_err(&action)?.0,
+    };
+    let Some(found) = frames.iter().find(|found| found.offset == offset) else {
+        return Ok(None);
+    };
+    let stored = file.payload(found).map_err(&action)?;
+    if crc32c::crc32c(&stored) != found.header.payload_crc {
+        return Ok(None);
+    }
+    Ok(frame::decompress(found.header.codec, &stored, found.header.raw_bytes))
 }

@@ -2,8 +2,8 @@
 //!
 //! Owns [`Store::mend`]. A pack says much twice: its header is known, the headers of its frames
 //! stand in the footer too, the footer follows from the frames, and the frames of tree chunks may
-//! have copies in another pack. Where one of the two is damaged, the same bytes are written again in
-//! their place.
+//! have copies in another pack. Where one of the two is damaged, the same bytes are written again
+//! in their place.
 //!
 //! Invariant: nothing is written but what was there before: each piece carries its checksum, and
 //! the place decides its length.

@@ -123,6 +123,8 @@ struct Recovery {
     from: LogPosition,
     listing: Listing,
     findings: Vec<Finding>,
+    /// Whether what the disk cannot read is as good as wrong.
+    forgiving: bool,
 }
 
 /// Opens and recovers a store.
@@ -139,8 +141,9 @@ pub fn open(
         // Best effort: nobody reads it, and its number is used up as long as it is there.
         let _ = disk.remove_file(path);
     }
+    let (findings, forgiving) = (Vec::new(), false);
     let mut recovery =
-        Recovery { disk: Arc::clone(&disk), volume_id, from, listing, findings: Vec::new() };
+        Recovery { disk: Arc::clone(&disk), volume_id, from, listing, findings, forgiving };
     let tail = recovery.walk_tail()?;
     let chosen = recovery.choose(&tail)?;
     let end = chosen.map_or(from, |chosen| position(&tail, chosen).unwrap_or(from));
@@ -193,7 +196,8 @@ impl Recovery {
     }
 
     fn pack_file(&self, number: u64) -> Result<PackFile> {
-        open_pack(&*self.disk, self.life(number))
+        let file = open_pack(&*self.disk, self.life(number))?;
+        Ok(if self.forgiving { file.forgiving() } else { file })
     }
 
     /// Reads the frame headers of the log from `from` on, past the page cache.
@@ -503,14 +507,14 @@ pub fn replay<E: From<Error>>(
     each: &mut dyn FnMut(&Record) -> std::result::Result<(), E>,
 ) -> std::result::Result<(LogPosition, Vec<Finding>), E> {
     let listing = list(&**disk)?;
-    let mut recovery =
-        Recovery { disk: Arc::clone(disk), volume_id, from, listing, findings: Vec::new() };
+    let (disk, findings, forgiving) = (Arc::clone(disk), Vec::new(), true);
+    let mut recovery = Recovery { disk, volume_id, from, listing, findings, forgiving };
     let mut tail = Tail { sequence: from.sequence, ..Tail::default() };
     for number in recovery.numbers_from() {
         recovery.walk_pack(number, from, &mut tail)?;
         // The choice is between the last two records: all before them are settled.
-        let records = (0..tail.frames.len()).rev().filter(|at| position(&tail, *at).is_some());
-        if let Some(settled) = records.skip(2).next()
+        let mut records = (0..tail.frames.len()).rev().filter(|at| position(&tail, *at).is_some());
+        if let Some(settled) = records.nth(2)
             && let Some(end) = position(&tail, settled)
         {
             recovery.records(&tail, end)?.iter().try_for_each(&mut *each)?;

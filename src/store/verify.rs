@@ -8,7 +8,7 @@
 
 use std::ops::ControlFlow;
 
-use super::frame::{self, Header, Kind};
+use super::frame::{self, Entry, Header, Kind};
 use super::pack::{Found, Gap, PACK_HEADER_BYTES, PackFile, PackHeader};
 use super::{BadChunk, Error, Finding, Inner, Location, Result, open};
 use crate::chunk::Address;
@@ -88,7 +88,6 @@ fn walk(inner: &Inner, first: u64, read_data: bool, step: Step<'_>) -> Walk<()> 
             continue;
         }
         let Some(file) = inner.pack_if_there(number)? else { continue };
-        let file = file.forgiving();
         let mut check = Check { inner, file, read_data, bytes_before, bytes_total };
         check.pack(end, number == open_pack, step)?;
         bytes_before += end;
@@ -157,14 +156,14 @@ impl Check<'_> {
         }
         let raw = frame::decompress(header.codec, &stored, header.raw_bytes);
         // The side data of trees is in no hash.
-        let wrong = match header.kind == Kind::Tree && !sound {
-            true => (0_u8..).zip(header.entries.iter().map(|entry| entry.address)).collect(),
+        let wrong: Vec<(u8, Address)> = match header.kind == Kind::Tree && !sound {
+            true => slots(header).map(|(slot, entry)| (slot, entry.address)).collect(),
             false => self.wrong_chunks(header, raw.as_deref().unwrap_or_default()),
         };
         // Its copies are read through no index, and what they are for is not to be needed.
         let is_aux = self.file.is_aux().map_err(Error::io("read a pack"))?;
         let mut in_use = false;
-        for (slot, entry) in (0_u8..).zip(&header.entries) {
+        for (slot, entry) in slots(header) {
             let location = Location { pack, offset, slot };
             let address = entry.address;
             let is_wrong = wrong.contains(&(slot, address));
@@ -217,12 +216,17 @@ impl Check<'_> {
         let present: Vec<(u64, &[u8])> = hashed.iter().flatten().copied().collect();
         let mut addresses = self.inner.profile.addresses(&present).into_iter();
         let mut wrong = Vec::new();
-        for (slot, (entry, hashed)) in header.entries.iter().zip(&hashed).enumerate() {
+        for ((slot, entry), hashed) in slots(header).zip(&hashed) {
             let address = hashed.and_then(|_| addresses.next());
             if address != Some(entry.address) {
-                wrong.push((slot as u8, entry.address));
+                wrong.push((slot, entry.address));
             }
         }
         wrong
     }
+}
+
+/// The items of a frame's list, at most 255, with their slots.
+fn slots(header: &Header) -> impl Iterator<Item = (u8, &Entry)> {
+    header.entries.iter().enumerate().map(|(slot, entry)| (slot as u8, entry))
 }

@@ -188,7 +188,8 @@ impl Volume {
         self.commit_all()
     }
 
-    /// Sets what the volume counts, from the next commit on: for repair, with nothing else going on.
+    /// Sets what the volume counts, from the next commit on: for repair, with nothing else going
+    /// on.
     pub(crate) fn recount(&self, counted: &Counters) {
         let mut counters = self.counters.lock();
         (counters.next_ino, counters.files) = (counted.next_ino, counted.files);
@@ -350,8 +351,8 @@ impl Volume {
         self.keep_second_lives();
     }
 
-    /// Makes second copies of tree chunks, and an image of the metadata, if these are due. A failure
-    /// is no harm: the next time goes on.
+    /// Makes second copies of tree chunks, and an image of the metadata, if these are due. A
+    /// failure is no harm: the next time goes on.
     pub(super) fn keep_second_lives(&self) {
         if self.store.wants_copies()
             && let Err(error) = self.store.copy_trees()

@@ -122,7 +122,10 @@ pub enum Error {
         why: String,
     },
     /// A commit record is damaged that the checkpoint does not hold.
-    #[error("commit record {sequence} is damaged: mount with --read-only to save what is there")]
+    #[error(
+        "commit record {sequence} is damaged: mount with --read-only to save what is there; \
+         'pyramidfs check --repair' goes on without it"
+    )]
     RecordMissing {
         /// Its sequence number.
         sequence: u64,

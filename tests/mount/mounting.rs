@@ -374,7 +374,7 @@ fn the_source_is_shown_as_it_was_given() {
         assert_eq!(site.status()["read_only"], false);
         fs::write(site.at("file"), "x").unwrap();
         site.ok(words(&[&"sync", &site.mountpoint()]));
-        let line = refused(&site, &[&"check", &site.mountpoint()]);
+        let line = refused(&site, &[&"check", &"--repair", &site.mountpoint()]);
         assert!(line.contains("is in use"), "{line}");
         site.umount_at(&site.mountpoint());
         site.ok(words(&[&"check", &site.path("").join(name)]));

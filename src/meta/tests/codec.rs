@@ -35,7 +35,7 @@ struct OwnedKey(u8, u64, u64, Vec<u8>);
 impl OwnedKey {
     fn key(&self) -> Key<'_> {
         match self.0 {
-            0 if self.1 % 2 == 0 => Key::Counters,
+            0 if self.1.is_multiple_of(2) => Key::Counters,
             0 => Key::Check,
             1 => Key::Inode(Ino(self.1)),
             2 => Key::Content(Ino(self.1)),
@@ -54,7 +54,7 @@ impl OwnedKey {
 }
 
 fn any_key() -> impl Strategy<Value = OwnedKey> {
-    (0..7u8, edge(), edge(), bytes(255)).prop_map(|(a, b, c, d)| OwnedKey(a, b, c, d))
+    (0..8u8, edge(), edge(), bytes(255)).prop_map(|(a, b, c, d)| OwnedKey(a, b, c, d))
 }
 
 prop_compose! {

@@ -500,3 +500,24 @@ fn what_follows_from_the_rest_of_a_pack_is_written_again() {
     let store = open_from(&disk, small(), positions[9]).store;
     assert!(store.mend().is_ok());
 }
+
+#[test]
+fn a_frame_with_as_many_chunks_as_one_can_have() {
+    let disk = new_disk();
+    let options = Options { pack_bytes_max: 1 << 20, ..small() };
+    let store = open_from(&disk, options, LogPosition::default()).store;
+    for number in 0..600_u32 {
+        let payload = number.to_le_bytes();
+        let address = Profile::DEFAULT.address(4, &payload);
+        store.put_data(&[(address, &payload)]).unwrap();
+    }
+    commit(&store, b"").unwrap();
+    assert_eq!(verify_findings(&store), []);
+    let first = Profile::DEFAULT.address(4, &254_u32.to_le_bytes());
+    let Lookup::Found(at, header) = store.inner.locate(&first, true).unwrap() else {
+        panic!("it is there")
+    };
+    assert_eq!((header.entries.len(), at.slot), (255, 254));
+    disk.rot(&pack::pack_path(at.pack), at.offset + header.head_bytes() + 1, 1).unwrap();
+    assert!(!verify_findings(&store).is_empty());
+}

@@ -12,6 +12,7 @@ mod format;
 mod hostile;
 mod limits;
 mod model;
+mod replay;
 #[cfg(shuttle)]
 mod schedules;
 

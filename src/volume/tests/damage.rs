@@ -3,7 +3,8 @@
 //! Owns two volumes, one that was closed and one that was not, thousands of ways to damage them,
 //! and the judgement: nobody panics or hangs; each answer of a damaged volume is right or an error;
 //! what cannot be had is reported by opening or by `check --read-data`, with the files that are
-//! hurt; all others read on; the index is only derived.
+//! hurt; all others read on; the index is only derived; a repair that may ask a whole volume leaves
+//! one that is at peace with itself, in which every byte is right.
 //!
 //! `PYRAMIDFS_CASES_FACTOR=20 cargo test --release --lib damage` is the campaign.
 
@@ -335,6 +336,10 @@ struct Tally {
     refused: u64,
     older: u64,
     hurt_files: u64,
+    /// Volumes as whole after the repair as before the damage.
+    restored: u64,
+    /// Those that no repair could open.
+    beyond: u64,
 }
 
 /// Judges a damaged image.
@@ -401,6 +406,59 @@ fn judge(sample: &Sample, disk: &SimDisk, how: How, path: &str, tally: &mut Tall
     write_on(&volume);
 }
 
+/// A whole volume to take lost chunks from.
+struct Whole([Arc<Volume>; 1]);
+
+impl check::Sources for Whole {
+    fn files(&self, _: &mut check::EachFile<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn volumes(&self) -> &[Arc<Volume>] {
+        &self.0
+    }
+}
+
+/// Repairs a damaged image, and judges what comes out.
+fn judge_repair(sample: &Sample, whole: &Whole, disk: &SimDisk, tally: &mut Tally) {
+    let clock: Arc<dyn Clock> = Arc::new(sample.clock.clone());
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    let mut told = Vec::new();
+    let rebuilt = match metadata_damage(&disk) {
+        Ok(Some(_)) => rebuild_metadata(&disk).map(|rebuilt| told.extend(rebuilt.findings)),
+        damage => damage.map(|_| ()),
+    };
+    let repaired = rebuilt
+        .and_then(|()| check::repair(Arc::clone(&disk), Arc::clone(&clock), whole, &mut |_| {}));
+    let repaired = match repaired {
+        Ok(repaired) => repaired,
+        Err(error) => {
+            // Without its superblock nobody knows how a volume is read.
+            assert!(!error.to_string().contains('\n'), "{error}");
+            tally.beyond += 1;
+            return;
+        }
+    };
+    let volume = Volume::open(Arc::clone(&disk), Arc::clone(&clock), small());
+    let volume = volume.unwrap_or_else(|error| panic!("after a repair: {error}; {repaired:?}"));
+    // The newest state that it can be, unless commits are lost: then it may be one that never was.
+    let commits_are_lost = !repaired.opening.is_empty() || !told.is_empty();
+    let states = sample.states.iter().rev();
+    let silence = states.filter_map(|state| ask(&volume, state).ok()).next();
+    if !commits_are_lost {
+        let silence = silence.as_ref().expect("a wrong volume after a repair");
+        assert!(0 < repaired.lost || silence.is_none(), "lost, and not told: {repaired:?}");
+    }
+    tally.restored += u64::from(silence.is_some_and(|silence| silence.is_none()));
+    volume.close().unwrap();
+    drop(volume);
+    let image = Arc::new(OverlayDisk::new(disk));
+    let report = check::run(image, clock, true, &mut |_| {}).unwrap();
+    let in_place = |one: &check::Finding| matches!(one, check::Finding::Store(_));
+    let at_peace = report.findings.iter().all(in_place);
+    assert!(at_peace || 0 < repaired.lost, "{:?} after {repaired:?}", report.findings);
+}
+
 /// The volume may take changes or not: it says which, and keeps what it took. Bytes that it holds
 /// already may be damaged where they lie, which is told when they are read.
 fn write_on(volume: &Volume) {
@@ -426,11 +484,16 @@ fn campaign(closed: bool) {
     let (done, next) = channel();
     let worker = std::thread::spawn(move || {
         let sample = sample(closed);
+        let image = Arc::new(OverlayDisk::new(Arc::new(sample.disk.crash(Keep::All))));
+        let whole = Whole([Volume::open(image, Arc::new(sample.clock.clone()), small()).unwrap()]);
         let (mut tally, mut failed) = (Tally::default(), Vec::new());
         for case in seed..seed + cases {
             let disk = sample.disk.crash(Keep::All);
             let (how, path) = hurt(&disk, &Dice(SimRng::new(case)));
-            let judged = AssertUnwindSafe(|| judge(&sample, &disk, how, &path, &mut tally));
+            let judged = AssertUnwindSafe(|| {
+                judge(&sample, &disk, how, &path, &mut tally);
+                judge_repair(&sample, &whole, &disk, &mut tally);
+            });
             if catch_unwind(judged).is_err() {
                 failed.push(format!("case {case}, {path}: {how:?}"));
             }
@@ -451,6 +514,7 @@ fn campaign(closed: bool) {
     println!("{tally:?}");
     assert_eq!(tally.cases, cases);
     assert!(0 < tally.harmless && 0 < tally.refused && 0 < tally.hurt_files, "{tally:?}");
+    assert!(tally.cases < 2 * tally.restored && 0 < tally.beyond, "{tally:?}");
 }
 
 #[test]
