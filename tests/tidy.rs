@@ -216,6 +216,33 @@ fn the_machine_is_touched_in_sys_alone() {
     fail_with("files and time are asked of sys", found);
 }
 
+/// Lines above a block in which its reason may begin.
+const REASON_LINES: usize = 7;
+
+#[test]
+fn each_unsafe_block_has_its_reason_and_its_line_in_the_table() {
+    // In parts, so that this file is not found.
+    let word = ["uns", "afe {"].concat();
+    let table = fs::read_to_string(root().join("docs/testing.md")).unwrap();
+    let (mut found, mut count) = (Vec::new(), 0);
+    for source in sources() {
+        let lines: Vec<&str> = source.text.lines().collect();
+        for (number, _) in lines.iter().enumerate().filter(|(_, line)| line.contains(&word)) {
+            count += 1;
+            let above = &lines[number.saturating_sub(REASON_LINES)..number];
+            if !above.iter().any(|line| line.contains("// SAFETY: ")) {
+                found.push(format!("{}:{}: no reason", source.path, number + 1));
+            }
+            let is_program = source.path.starts_with("src/") && !source.is_test();
+            if is_program && !table.contains(&format!("`{}`", source.path)) {
+                found.push(format!("{}: not in docs/testing.md", source.path));
+            }
+        }
+    }
+    fail_with("each block that the compiler does not vouch for has its reason", found);
+    assert!(10 < count, "only {count} were seen");
+}
+
 /// What a document names in backquotes or as the target of a link, if it looks like a path.
 fn paths_named(text: &str) -> BTreeSet<String> {
     let quoted = text.split('`').skip(1).step_by(2).map(str::to_owned);

@@ -138,7 +138,6 @@ fn open(path: &Path, options: &Options, create: bool) -> Result<Arc<Volume>, Err
     let clock = Arc::new(RealClock::new());
     let started = clock.monotonic();
     let waited = || clock.monotonic().saturating_sub(started);
-    let mut may_create = create;
     let mut lingering = None;
     // Without a lock of its own, it would show what stood there before the last commit.
     while options.read_only == Some(true) && is_locked(path) {
@@ -148,15 +147,11 @@ fn open(path: &Path, options: &Options, create: bool) -> Result<Arc<Volume>, Err
         thread::sleep(CLOSING_STEP);
     }
     loop {
-        let error = match try_open(path, options, &clock) {
+        let error = match try_open_or_make(path, options, create, &clock) {
             Ok(volume) => return Ok(volume),
             Err(error) => error,
         };
         match &error {
-            Error::Volume { error: volume::Error::NoVolume, .. } if may_create => {
-                may_create = false;
-                mkfs::make(path, &CreateOptions::default())?;
-            }
             Error::Volume { error: volume::Error::InUse, .. } => {
                 if !may_close(path, waited(), &mut lingering) {
                     let volume = path.to_owned();
@@ -193,6 +188,25 @@ fn may_close(path: &Path, waited: Duration, lingering: &mut Option<u32>) -> bool
             _ => waited < SILENT_WAIT,
         },
         _ => false,
+    }
+}
+
+fn try_open_or_make(
+    path: &Path,
+    options: &Options,
+    create: bool,
+    clock: &Arc<RealClock>,
+) -> Result<Arc<Volume>, Error> {
+    match try_open(path, options, clock) {
+        Err(Error::Volume { error: volume::Error::NoVolume, .. }) if create => {}
+        opened => return opened,
+    }
+    match mkfs::make(path, &CreateOptions::default()) {
+        // Another one may have been faster.
+        Ok(()) | Err(Error::Volume { error: volume::Error::AlreadyAVolume, .. }) => {
+            try_open(path, options, clock)
+        }
+        Err(error) => Err(error),
     }
 }
 

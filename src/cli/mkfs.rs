@@ -24,8 +24,10 @@ const ZSTD_LEVEL_DEFAULT: i32 = 3;
 const SUPERBLOCK: &str = "superblock";
 /// Tells that an earlier mkfs was not finished.
 const UNFINISHED: &str = "superblock.new";
-/// What an unfinished mkfs may have left.
-const REMAINS: [&str; 5] = [UNFINISHED, "lock", "packs", "index", "meta"];
+/// Held by whoever makes or serves the volume; the first that mkfs makes.
+const LOCK: &str = "lock";
+/// What an unfinished mkfs may have left beside it.
+const REMAINS: [&str; 4] = [UNFINISHED, "packs", "index", "meta"];
 /// What a filesystem puts into its root by itself.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -98,9 +100,14 @@ pub fn make(path: &Path, options: &CreateOptions) -> Result<(), Error> {
         return Err(of_volume(volume::Error::AlreadyAVolume));
     }
     let unfinished = entries.iter().any(|entry| entry.name == UNFINISHED);
-    let allowed = |name: &str| name == LOST_AND_FOUND || unfinished && REMAINS.contains(&name);
+    let always = [LOST_AND_FOUND, LOCK];
+    let allowed = |name: &str| always.contains(&name) || unfinished && REMAINS.contains(&name);
     if entries.iter().any(|entry| !allowed(&entry.name)) {
-        return Err(Error::NotEmpty(path.to_owned()));
+        // Another mkfs may have finished while this one looked.
+        return Err(match path.join(SUPERBLOCK).exists() {
+            true => of_volume(volume::Error::AlreadyAVolume),
+            false => Error::NotEmpty(path.to_owned()),
+        });
     }
     let clock: Arc<dyn Clock> = Arc::new(RealClock::new());
     Volume::create(&disk, &clock, &RealRng, options).map_err(of_volume)?;

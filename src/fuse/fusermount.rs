@@ -62,3 +62,37 @@ fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{IoSlice, Read, Write};
+
+    use nix::sys::socket::{ControlMessage, sendmsg};
+
+    use super::*;
+
+    #[test]
+    fn a_descriptor_that_is_passed_is_owned_from_then_on() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut written, passed) = UnixStream::pair().unwrap();
+        let byte = [IoSlice::new(&[0])];
+        let descriptors = [passed.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let flags = MsgFlags::empty();
+        sendmsg::<()>(theirs.as_raw_fd(), &byte, &rights, flags, None).unwrap();
+        let received = receive(&ours).unwrap();
+        assert_ne!(received.as_raw_fd(), passed.as_raw_fd());
+        let flags = FdFlag::from_bits_retain(fcntl(&received, FcntlArg::F_GETFD).unwrap());
+        assert!(flags.contains(FdFlag::FD_CLOEXEC), "no child gets it");
+        drop(passed);
+        written.write_all(b"still open").unwrap();
+        drop(written);
+        let mut text = String::new();
+        File::from(received).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "still open");
+        // And without one.
+        (&theirs).write_all(&[0]).unwrap();
+        assert!(receive(&ours).is_err());
+    }
+}

@@ -418,6 +418,21 @@ mod tests {
         }
     }
 
+    /// On a thread of its own, as the mark stays.
+    #[test]
+    fn the_mark_of_an_io_flusher_is_set_and_handed_on() {
+        const PR_GET_IO_FLUSHER: libc::c_int = 58;
+        // SAFETY: this prctl takes four plain numbers and touches no memory of ours.
+        let marked = || unsafe { libc::prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) };
+        let found = thread::spawn(move || {
+            mark_io_flusher().map(|()| (marked(), thread::spawn(marked).join().ok()))
+        });
+        match found.join().unwrap() {
+            Ok(found) => assert_eq!(found, (1, Some(1))),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}"),
+        }
+    }
+
     #[test]
     fn a_name_cannot_smuggle_options_in() {
         let options = helper_options(&settings());

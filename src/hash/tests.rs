@@ -30,7 +30,12 @@ fn the_empty_chunk_has_the_known_keccak_digest() {
 
 #[test]
 fn four_of_every_length_hash_as_one_does() {
-    for length in (0..=600).chain([4095, 4096, 4097, 16_384]) {
+    // Under Miri, which is slow: around the words and blocks of the sponge.
+    let lengths: Vec<usize> = match cfg!(miri) {
+        true => vec![0, 1, 7, 8, 127, 128, 129, 265, 4096],
+        false => (0..=600).chain([4095, 4096, 4097, 16_384]).collect(),
+    };
+    for length in lengths {
         let data: Vec<Vec<u8>> = (0..4).map(|seed| payload(seed, length)).collect();
         let chunks: Vec<(u64, &[u8])> = data
             .iter()

@@ -10,9 +10,8 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{RwLock, RwLockReadGuard};
-
 use crate::meta::Key;
+use crate::sys::locks::{RwLock, RwLockReadGuard};
 
 /// Longest value: an extended attribute has at most 64 KiB, and what is larger than this is
 /// written to the packs first and then named.

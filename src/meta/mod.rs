@@ -33,13 +33,12 @@ mod tests;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
-
 use crate::meta::checkpoint::{Checkpoint, Held, View};
 use crate::meta::groups::Part;
 use crate::meta::layers::{Batch, Committing, Layers, merge};
 use crate::store::{LogPosition, Record};
 use crate::sys::Disk;
+use crate::sys::locks::{Mutex, RwLock};
 
 pub use crate::meta::error::{CodecError, Damage, Error, Result};
 pub use crate::meta::groups::{Group, GroupId, VALUE_BYTES_MAX};

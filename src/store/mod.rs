@@ -43,9 +43,9 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use crate::chunk::{self, Address, Profile, Tree};
+use crate::sys::locks::Mutex;
 use crate::sys::{Disk, DiskFile};
 
 pub use bad::BadChunk;

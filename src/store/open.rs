@@ -19,7 +19,6 @@ use std::io;
 use std::sync::Arc;
 
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use super::bad::BadChunks;
 use super::cache::Cache;
@@ -36,6 +35,7 @@ use super::reader::Lookup;
 use super::record::{RecordHead, run_on};
 use super::{Error, FILES_MAX, Finding, Inner, Location, LogPosition, Options, Record, Result};
 use crate::chunk::{Profile, Tree};
+use crate::sys::locks::Mutex;
 use crate::sys::{Access, Disk};
 
 /// Records that are missing in a row and are named one by one.

@@ -15,15 +15,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::frame::{self, Entry, FRAME_CHUNKS_MAX, FRAME_PAYLOAD_BYTES, Kind, Parts};
 use super::log::LogError;
 use super::{Error, Inner, Location, Result};
 use crate::chunk::{ADDRESS_BYTES, Address, Tree};
+use crate::sys::locks::atomic::{AtomicBool, AtomicU64};
+use crate::sys::locks::{Condvar, Mutex, MutexGuard};
 
 /// A frame that is closed and not in the index yet.
 pub struct RawFrame {

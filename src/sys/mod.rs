@@ -10,6 +10,7 @@
 //!
 //! Absent on purpose: any file format.
 
+pub(crate) mod locks;
 pub mod overlay;
 mod path;
 pub mod real;

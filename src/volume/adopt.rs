@@ -14,9 +14,8 @@
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
-
 use super::{Error, OpenOptions, Superblock, Volume};
+use crate::sys::locks::Mutex;
 use crate::sys::{Clock, Disk};
 
 /// The volume that a mount serves.
@@ -89,7 +88,8 @@ impl Volume {
         if superblock.uuid != self.superblock.uuid {
             return Err(Error::Changed);
         }
-        let mut volume = Volume::assemble(disk, clock, superblock, options)?;
+        let lock = super::lock_for(disk.as_ref(), &options)?;
+        let mut volume = Volume::assemble(disk, clock, superblock, options, lock)?;
         if volume.store.stats().sequence != self.store.stats().sequence {
             if let Err(error) = volume.close() {
                 tracing::warn!("cannot close the volume after a look: {error}");

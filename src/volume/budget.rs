@@ -5,9 +5,8 @@
 //!
 //! Invariant: when storing fails for want of space, waiters are told instead of left waiting.
 
-use parking_lot::{Condvar, Mutex};
-
 use super::{Error, Wait};
+use crate::sys::locks::{Condvar, Mutex};
 
 /// The budget.
 #[derive(Debug)]

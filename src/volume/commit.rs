@@ -16,13 +16,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-
 use super::node::Node;
 use super::{Error, Volume, Wait};
 use crate::meta::{Counters, GroupId, Ino, Key, Meta};
 use crate::store::LogPosition;
 use crate::sys::Clock;
+use crate::sys::locks::{Condvar, Mutex, MutexGuard, thread};
 
 /// A group of this many bytes is committed before it takes more, so that its record fits a pack.
 const GROUP_BYTES_MAX: u64 = 8 << 20;
@@ -273,7 +272,7 @@ impl Volume {
         if threads <= 1 {
             return work();
         }
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
             let mut result = work();
             for other in others {
@@ -313,16 +312,16 @@ impl Volume {
         let mut threads = self.threads.lock();
         for _ in 0..FLUSHERS {
             let worker = self.flushers.worker(Arc::downgrade(self));
-            threads.push(std::thread::spawn(worker));
+            threads.push(thread::spawn(worker));
         }
         let timer = Arc::clone(&self.commits.timer);
         let interval = Duration::from_millis(self.options.commit_interval_ms);
         let weak = Arc::downgrade(self);
         let clock = Arc::clone(&self.clock);
-        threads.push(std::thread::spawn(move || timer_thread(&timer, &*clock, interval, &weak)));
+        threads.push(thread::spawn(move || timer_thread(&timer, &*clock, interval, &weak)));
         let timer = Arc::clone(&self.commits.timer);
         let weak = Arc::downgrade(self);
-        threads.push(std::thread::spawn(move || take_in_thread(&timer, &weak)));
+        threads.push(thread::spawn(move || take_in_thread(&timer, &weak)));
     }
 
     /// Ends the threads and waits for them.
@@ -331,9 +330,9 @@ impl Volume {
         self.commits.timer.state.lock().stopped = true;
         self.commits.timer.changed.notify_all();
         let threads = std::mem::take(&mut *self.threads.lock());
-        for thread in threads {
+        for one in threads {
             // The last reference may end on one of the threads themselves.
-            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+            if one.thread().id() != thread::current().id() && one.join().is_err() {
                 tracing::error!("a thread of the volume panicked");
             }
         }

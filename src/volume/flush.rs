@@ -10,8 +10,6 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::budget::Failure;
 use super::dirty::Layer;
 use super::node::{Node, NodeState};
@@ -19,6 +17,7 @@ use super::{Error, Volume};
 use crate::meta::{Content, GroupId, Ino, Inode, Key};
 use crate::pyramid::{self, Root};
 use crate::store;
+use crate::sys::locks::{Condvar, Mutex};
 
 /// A file's layer of this many bytes is flushed without waiting for the commit.
 pub(super) const STREAM_BYTES: u64 = 4 << 20;

@@ -19,13 +19,12 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
-
-use parking_lot::{Mutex, RwLock};
 
 use crate::meta::{self, Ino, Inode, Key, KeyRange, Meta};
 use crate::pyramid::Pyramid;
 use crate::store::{self, Store};
+use crate::sys::locks::thread::JoinHandle;
+use crate::sys::locks::{Mutex, RwLock};
 use crate::sys::{Clock, Disk, DiskLock, Rng, Timestamp};
 
 mod access;
@@ -98,6 +97,7 @@ pub struct Volume {
 
 impl Volume {
     /// Makes a volume in an empty directory, or in one where that was begun and not finished.
+    /// [`Error::InUse`] while another one does.
     ///
     /// The superblock gets its name last: before that, nothing is a volume.
     pub fn create(
@@ -106,6 +106,9 @@ impl Volume {
         rng: &dyn Rng,
         options: &CreateOptions,
     ) -> Result<(), Error> {
+        // From the first look to the last name: another one at the same time would take this one's
+        // files for remains.
+        let lock = take_lock(disk.as_ref())?;
         if Superblock::exists(disk.as_ref())? {
             return Err(Error::AlreadyAVolume);
         }
@@ -119,11 +122,12 @@ impl Volume {
         Store::create(disk).map_err(Error::from)?;
         Meta::create(disk)?;
         let open = OpenOptions { background: false, ..OpenOptions::default() };
-        let volume =
-            Volume::assemble(Arc::clone(disk), Arc::clone(clock), superblock.clone(), open)?;
+        let volume = Volume::assemble(Arc::clone(disk), Arc::clone(clock), superblock, open, None)?;
         volume.make_root_directory(options.owner);
         volume.close()?;
-        Superblock::finish(disk.as_ref())
+        Superblock::finish(disk.as_ref())?;
+        drop(lock);
+        Ok(())
     }
 
     /// Opens a volume and recovers what a crash left behind.
@@ -136,7 +140,8 @@ impl Volume {
         options: OpenOptions,
     ) -> Result<Arc<Volume>, Error> {
         let superblock = Superblock::read(disk.as_ref())?;
-        Volume::assemble(disk, clock, superblock, options)?.begin()
+        let lock = lock_for(disk.as_ref(), &options)?;
+        Volume::assemble(disk, clock, superblock, options, lock)?.begin()
     }
 
     /// Removes what a crash left without a name, and starts the threads.
@@ -156,8 +161,8 @@ impl Volume {
         clock: Arc<dyn Clock>,
         superblock: Superblock,
         options: OpenOptions,
+        lock: Option<Box<dyn DiskLock>>,
     ) -> Result<Volume, Error> {
-        let lock = if options.read_only { None } else { Some(take_lock(disk.as_ref())?) };
         if let Some(lock) = &lock {
             // Others wait only for a volume whose note says that it is closing.
             lock.set_note("open")
@@ -386,6 +391,11 @@ fn remove_remains(disk: &dyn Disk) -> std::io::Result<()> {
         disk.sync_dir(&dir)?;
     }
     Ok(())
+}
+
+/// The lock, unless the volume is opened for reading only.
+fn lock_for(disk: &dyn Disk, options: &OpenOptions) -> Result<Option<Box<dyn DiskLock>>, Error> {
+    if options.read_only { Ok(None) } else { take_lock(disk).map(Some) }
 }
 
 fn take_lock(disk: &dyn Disk) -> Result<Box<dyn DiskLock>, Error> {

@@ -13,11 +13,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::dirty::Layer;
 use crate::meta::{GroupId, Ino};
 use crate::pyramid::Root;
+use crate::sys::locks::Mutex;
 
 /// An inode in use.
 #[derive(Debug)]

@@ -8,9 +8,8 @@
 
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::{Error, StatFs, Volume};
+use crate::sys::locks::Mutex;
 
 /// Kept free for the commit under way, the checkpoint and deletions.
 const RESERVE_BYTES: u64 = 24 << 20;

@@ -1,40 +1,69 @@
-//! What happens below the volume: its filesystem goes away, or others fill it; and a signal in the
-//! middle of the work.
+//! What happens below the volume: its filesystem goes away, turns read-only, or others fill it; and
+//! a signal in the middle of the work.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::channel;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::harness::{Numbers, Site, daemons, errno_of, is_mounted, need, run};
+use super::harness::{Numbers, PROGRAM, Site, daemons, errno_of, is_mounted, need, run};
 
 /// `FS_IOC_SHUTDOWN` of ext4 and others: from now on every call fails, as when a disk is gone.
 const SHUTDOWN: libc::Ioctl = 0x8004_587d_u32 as libc::Ioctl;
 /// Without writing the journal out: what was not synced is lost, as when power fails.
 const WITHOUT_FLUSH: u32 = 2;
 
+/// Whether this machine has loop devices; says so when it has none.
+pub fn has_loop_devices() -> bool {
+    let has = Path::new("/dev/loop-control").exists();
+    if !has {
+        eprintln!("left out: this machine has no loop devices for a filesystem of its own");
+    }
+    has
+}
+
 /// A filesystem of its own for the volume, gone with the value.
-struct Backing {
+pub struct Backing {
     dir: PathBuf,
     image: PathBuf,
 }
 
 impl Backing {
     /// An ext4 on a loop device.
-    fn ext4(site: &Site) -> Backing {
+    pub fn ext4(site: &Site, mib: u64) -> Backing {
         need("mkfs.ext4", "e2fsprogs");
         let backing = Backing { dir: site.volume(), image: site.path("image") };
-        File::create(&backing.image).unwrap().set_len(512 << 20).unwrap();
+        File::create(&backing.image).unwrap().set_len(mib << 20).unwrap();
         run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&backing.image));
         fs::create_dir(&backing.dir).unwrap();
         backing.mount();
         fs::remove_dir(backing.dir.join("lost+found")).unwrap();
         backing
+    }
+
+    /// Takes all the room that the image can need, so that none has to be found later.
+    pub fn preallocate(&self) {
+        let len = fs::metadata(&self.image).unwrap().len();
+        let len = len.to_string();
+        run(Command::new("fallocate").args(["--keep-size", "-l", &len]).arg(&self.image));
+    }
+
+    /// The numbers of the device below, as 7:3.
+    pub fn device(&self) -> String {
+        let device = fs::metadata(&self.dir).unwrap().dev();
+        format!("{}:{}", libc::major(device), libc::minor(device))
+    }
+
+    /// What makes this ext4 believe that it has met an error of its own.
+    fn error_trigger(&self) -> PathBuf {
+        let named = fs::read_link(format!("/sys/dev/block/{}", self.device())).unwrap();
+        Path::new("/sys/fs/ext4").join(named.file_name().unwrap()).join("trigger_fs_error")
     }
 
     /// A filesystem in memory of that size.
@@ -48,7 +77,14 @@ impl Backing {
     }
 
     fn mount(&self) {
-        run(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.dir]));
+        let options = "loop,errors=remount-ro";
+        run(Command::new("mount").args(["-o", options]).args([&self.image, &self.dir]));
+    }
+
+    /// Remounts it, which the kernel refuses while a file is open for writing.
+    fn remount(&self, how: &str) -> bool {
+        let options = format!("remount,{how}");
+        Command::new("mount").args(["-o", &options]).arg(&self.dir).status().unwrap().success()
     }
 
     /// Cuts the power, and mounts again: the journal brings back what was synced.
@@ -81,12 +117,11 @@ fn written(path: &Path, seed: u64, count: usize) -> Vec<u8> {
 
 #[test]
 fn what_was_acknowledged_survives_a_power_loss_of_the_filesystem_below() {
-    if !Path::new("/dev/loop-control").exists() {
-        eprintln!("left out: this machine has no loop devices for a filesystem of its own");
+    if !has_loop_devices() {
         return;
     }
     let site = Site::bare();
-    let backing = Backing::ext4(&site);
+    let backing = Backing::ext4(&site, 512);
     site.ok(["mkfs".as_ref(), site.volume().as_os_str()]);
     let mut kept = Vec::new();
     for round in 0..4_u64 {
@@ -117,6 +152,128 @@ fn what_was_acknowledged_survives_a_power_loss_of_the_filesystem_below() {
     for (name, bytes) in &kept {
         assert!(&fs::read(site.at(name)).unwrap() == bytes, "{name}");
     }
+    site.umount_and_check();
+}
+
+/// Appends records and syncs each, until it is refused; returns how many were acknowledged.
+fn records_until_refused(path: &Path, mut each: impl FnMut(u64)) -> (u64, i32) {
+    let mut file = File::create(path).unwrap();
+    for number in 0_u64.. {
+        let written = file.write_all(&Numbers(number).bytes(40_000));
+        match written.and_then(|()| file.sync_data()) {
+            Ok(()) => each(number + 1),
+            refused => return (number, errno_of(refused)),
+        }
+    }
+    unreachable!("it is never refused")
+}
+
+fn assert_records(path: &Path, acknowledged: u64) {
+    let bytes = fs::read(path).unwrap();
+    for number in 0..acknowledged {
+        let at = number as usize * 40_000;
+        assert!(bytes[at..at + 40_000] == Numbers(number).bytes(40_000), "record {number}");
+    }
+}
+
+#[test]
+fn a_filesystem_that_turns_read_only_below_a_busy_volume_loses_nothing() {
+    if !has_loop_devices() {
+        return;
+    }
+    let site = Site::bare();
+    let backing = Backing::ext4(&site, 512);
+    if !backing.error_trigger().exists() {
+        eprintln!("left out: this kernel's ext4 cannot be told to fail");
+        return;
+    }
+    site.ok(["mkfs".as_ref(), site.volume().as_os_str()]);
+    let mut kept: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut logs: Vec<(String, u64)> = Vec::new();
+    for round in 0..3_u64 {
+        site.mount();
+        for number in 0..3 {
+            let name = format!("kept-{round}-{number}");
+            let bytes = written(&site.at(&name), round * 10 + number, 300_000);
+            kept.push((name, bytes));
+        }
+        let (told, acknowledged) = channel();
+        let names = (0..2).map(|writer| format!("log-{round}-{writer}"));
+        let writers: Vec<_> = names
+            .map(|name| {
+                let (path, told) = (site.at(&name), told.clone());
+                let tell = move |_| told.send(()).unwrap_or_default();
+                let work = move || records_until_refused(&path, tell);
+                (name, std::thread::spawn(work))
+            })
+            .collect();
+        drop(told);
+        let goal = 10 + 7 * round as usize;
+        assert_eq!(acknowledged.iter().take(goal).count(), goal);
+        // The call itself may be told that the filesystem is read-only by now.
+        let _ = fs::write(backing.error_trigger(), "1");
+        for (name, writer) in writers {
+            let (count, refused) = writer.join().unwrap();
+            assert!([libc::EIO, libc::EROFS].contains(&refused), "errno {refused}");
+            logs.push((name, count));
+        }
+        for _ in 0..2 {
+            let late = File::create(site.at("late")).and_then(|file| file.sync_all());
+            let refused = errno_of(late);
+            assert!([libc::EIO, libc::EROFS].contains(&refused), "errno {refused}");
+        }
+        for (name, bytes) in &kept {
+            assert!(&fs::read(site.at(name)).unwrap() == bytes, "reading {name} goes on");
+        }
+        assert_eq!(site.status()["mounted"], true);
+        // It ends, if not well; and says why when it is to be mounted for writing.
+        let ended = Command::new(PROGRAM).arg("umount").arg(site.mountpoint()).output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(said.contains("not everything could be stored"), "{said}");
+        assert!(daemons(&site.volume()).is_empty() && !is_mounted(&site.mountpoint()));
+        let (volume, mountpoint) = (site.volume(), site.mountpoint());
+        let line = site.refused(2, ["mount".as_ref(), volume.as_os_str(), mountpoint.as_os_str()]);
+        assert!(line.contains("read-only"), "{line}");
+        site.mount_with(&["-o", "ro"]);
+        for (name, bytes) in &kept {
+            assert!(&fs::read(site.at(name)).unwrap() == bytes, "{name} on a read-only filesystem");
+        }
+        site.umount();
+        backing.mount_again();
+        site.check();
+    }
+    site.mount();
+    for (name, bytes) in &kept {
+        assert!(&fs::read(site.at(name)).unwrap() == bytes, "{name}");
+    }
+    for (name, count) in &logs {
+        assert_records(&site.at(name), *count);
+    }
+    site.umount_and_check();
+}
+
+#[test]
+fn no_filesystem_turns_read_only_by_wish_while_a_volume_on_it_is_mounted() {
+    let site = Site::bare();
+    let backing = Backing::memory(&site, "64m");
+    site.ok(["mkfs".as_ref(), site.volume().as_os_str()]);
+    site.mount();
+    let kept = written(&site.at("kept"), 1, 1 << 20);
+    assert!(!backing.remount("ro"), "the open files of the volume keep it writable");
+    written(&site.at("more"), 2, 1 << 20);
+    site.umount();
+    assert!(backing.remount("ro"), "nothing is open any more");
+    let (volume, mountpoint) = (site.volume(), site.mountpoint());
+    let line = site.refused(2, ["mount".as_ref(), volume.as_os_str(), mountpoint.as_os_str()]);
+    assert!(line.contains("read-only filesystem"), "{line}");
+    site.mount_with(&["-o", "ro"]);
+    assert!(fs::read(site.at("kept")).unwrap() == kept);
+    assert_eq!(errno_of(File::create(site.at("new"))), libc::EROFS);
+    site.umount_and_check();
+    assert!(backing.remount("rw"));
+    site.mount();
+    written(&site.at("new"), 3, 1 << 20);
+    assert!(fs::read(site.at("kept")).unwrap() == kept);
     site.umount_and_check();
 }
 
@@ -165,18 +322,11 @@ fn a_signal_in_the_middle_of_writing_stores_what_was_acknowledged() {
     let pid = Pid::from_raw(daemons(&site.volume())[0]);
     let path = site.at("log");
     let writer = std::thread::spawn(move || {
-        let mut file = File::create(&path).unwrap();
-        let mut acknowledged = 0_u64;
-        for number in 0_u64.. {
-            let written = file.write_all(&Numbers(number).bytes(40_000));
-            if written.and_then(|()| file.sync_data()).is_err() {
-                break;
-            }
-            acknowledged = number + 1;
+        let (acknowledged, _) = records_until_refused(&path, |number| {
             if number == 20 {
                 kill(pid, Signal::SIGTERM).unwrap();
             }
-        }
+        });
         acknowledged
     });
     let acknowledged = writer.join().unwrap();
@@ -186,10 +336,6 @@ fn a_signal_in_the_middle_of_writing_stores_what_was_acknowledged() {
     }
     // Waits for the daemon, which waits for the file.
     site.mount();
-    let bytes = fs::read(site.at("log")).unwrap();
-    for number in 0..acknowledged {
-        let at = number as usize * 40_000;
-        assert!(bytes[at..at + 40_000] == Numbers(number).bytes(40_000), "record {number}");
-    }
+    assert_records(&site.at("log"), acknowledged);
     site.umount_and_check();
 }

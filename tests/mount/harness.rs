@@ -48,7 +48,7 @@ impl Site {
     }
 
     /// The same with another time limit.
-    fn within(limit: Duration) -> Site {
+    pub fn within(limit: Duration) -> Site {
         assert!(nix::unistd::geteuid().is_root(), "this test mounts: run it as root");
         assert!(Path::new("/dev/fuse").exists(), "this test mounts: it needs /dev/fuse");
         let dir = tempfile::Builder::new().prefix("pyramidfs-test-").tempdir_in(base()).unwrap();
@@ -323,8 +323,11 @@ pub fn errno_of<T>(result: std::io::Result<T>) -> i32 {
     }
 }
 
-/// Where sites are made: in memory if there is room.
+/// Where sites are made: where PYRAMIDFS_TEST_DIR says, or in memory if there is room.
 pub fn base() -> PathBuf {
+    if let Some(dir) = std::env::var_os("PYRAMIDFS_TEST_DIR") {
+        return dir.into();
+    }
     let memory = Path::new("/dev/shm");
     match statfs(memory) {
         Ok(found)

@@ -1,14 +1,19 @@
 //! The daemon is killed in the middle of work; what fsync acknowledged must be there again.
 //!
-//! Each writer keeps a list of what it was told is durable. The moments are seeded: the daemon
-//! dies when a number of acknowledgements has been reached, which differs from round to round.
+//! Each writer keeps a list of what it was told is durable, be it by fsync, by the sync of a
+//! directory, by O_SYNC or by O_DSYNC. The moments are seeded: the daemon dies when a number of
+//! acknowledgements has been reached, which differs from round to round.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use super::harness::{Numbers, Site, seed};
+use super::writers::Writers;
 
 const ROUNDS: u64 = 6;
 const WRITERS: u64 = 4;
@@ -47,11 +52,12 @@ impl Writer {
     /// Works until the mount is gone.
     fn work(&mut self, acknowledged: &Sender<()>) {
         loop {
-            let done = match self.numbers.below(6) {
+            let done = match self.numbers.below(8) {
                 0 | 1 => self.write_once(),
                 2 => self.grow(),
                 3 => self.replace(),
-                4 => self.overwrite(),
+                4 | 5 => self.overwrite(),
+                6 => self.rename(),
                 _ => self.remove(),
             };
             match done {
@@ -111,20 +117,55 @@ impl Writer {
         Ok(())
     }
 
+    /// By fsync, or by a write that is durable when it returns.
     fn overwrite(&mut self) -> io::Result<()> {
         use std::os::unix::fs::FileExt;
         let path = self.dir.join("places");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        let is_new = self.known.places.is_empty();
+        let flags = *self.numbers.pick(&[0, libc::O_SYNC, libc::O_DSYNC]);
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).custom_flags(flags);
+        let file = file.open(path)?;
         let places = &mut self.known.places;
         places.resize(PLACES, 0);
         let place = self.numbers.below(PLACES as u64) as usize;
         let value = self.numbers.next() as u8;
-        // Nothing is known of this place until fsync has said so.
+        // Nothing is known of this place until it is durable.
         places[place] = 0;
         file.write_all_at(&[value; PLACE_BYTES], (place * PLACE_BYTES) as u64)?;
-        file.sync_all()?;
-        self.sync_dir()?;
+        if flags == 0 {
+            file.sync_all()?;
+        }
+        if is_new {
+            self.sync_dir()?;
+        }
         self.known.places[place] = value;
+        Ok(())
+    }
+
+    /// Into another directory, or over another file there; then only that directory is synced.
+    fn rename(&mut self) -> io::Result<()> {
+        if self.known.once.len() < 3 {
+            return self.write_once();
+        }
+        let index = self.numbers.below(self.known.once.len() as u64) as usize;
+        // From here on it may have either name, until the sync has said which.
+        let (path, seed) = self.known.once.swap_remove(index);
+        self.next += 1;
+        let other = self.dir.join(format!("other-{}", self.numbers.below(3)));
+        fs::create_dir(&other).or_else(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => Ok(()),
+            _ => Err(error),
+        })?;
+        let mut to = other.join(format!("moved-{}", self.next));
+        if self.numbers.below(2) == 0 {
+            let over = self.numbers.below(self.known.once.len() as u64) as usize;
+            to = self.known.once.swap_remove(over).0;
+        }
+        fs::rename(&path, &to)?;
+        File::open(to.parent().unwrap_or(&self.dir))?.sync_all()?;
+        self.known.removed.push(path);
+        self.known.once.push((to, seed));
         Ok(())
     }
 
@@ -271,5 +312,27 @@ fn a_removed_file_that_was_open_at_the_kill_is_gone_for_good() {
     site.mount();
     assert!(!path.exists());
     assert_eq!(site.figure("files"), before, "the orphan is still counted");
+    site.umount_and_check();
+}
+
+#[test]
+fn what_processes_were_told_is_durable_survives_kills() {
+    let site = Site::new();
+    let mut numbers = Numbers(seed());
+    let (mut claims, stall) = (Vec::new(), Duration::from_secs(60));
+    for round in 0..4 {
+        site.mount();
+        let writers = Writers::start(&site.mountpoint(), 8, 1 << 40, round, Command::new);
+        for _ in 0..10 + numbers.below(150) {
+            claims.push(writers.next(stall).expect("they write for long"));
+        }
+        site.kill_daemon();
+        let (done, rest) = writers.finish();
+        assert_eq!(done, 0, "they cannot have written all");
+        claims.extend(rest);
+        site.check();
+    }
+    site.mount();
+    claims.iter().for_each(|claim| claim.verify());
     site.umount_and_check();
 }

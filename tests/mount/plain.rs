@@ -105,10 +105,12 @@ impl Directory {
             Step::Readlink { path } => fs::read_link(self.at(path)).map(|to| format!("{to:?}")),
             Step::Unlink { path } => fs::remove_file(self.at(path)).map(nothing),
             Step::Mkdir { path, mode } => {
+                // SAFETY: the path ends with a zero and lives until the call returns.
                 checked(with(&self.at(path), |path| unsafe { libc::mkdir(path, *mode) }))
             }
             Step::Rmdir { path } => fs::remove_dir(self.at(path)).map(nothing),
             Step::Mkfifo { path, mode } => {
+                // SAFETY: the path ends with a zero and lives until the call returns.
                 checked(with(&self.at(path), |path| unsafe { libc::mkfifo(path, *mode) }))
             }
             Step::List { path } => list(&self.at(path)),
@@ -119,6 +121,7 @@ impl Directory {
     fn attributes(&self, step: &Step) -> Option<io::Result<String>> {
         Some(match step {
             Step::Chmod { path, mode } => {
+                // SAFETY: the path ends with a zero and lives until the call returns.
                 checked(with(&self.at(path), |path| unsafe { libc::chmod(path, *mode) }))
             }
             Step::Chown { path, uid, gid } => {
@@ -140,6 +143,7 @@ impl Directory {
             }
             Step::RemoveXattr { path, name } => {
                 let name = CString::new(*name).unwrap();
+                // SAFETY: the path, and all else, ends and lives as the call wants it.
                 checked(with(&self.at(path), |path| unsafe {
                     libc::lremovexattr(path, name.as_ptr())
                 }))
@@ -173,6 +177,7 @@ impl Directory {
                 opening().read(true).open(self.at(path)).and_then(|file| read(&file, *offset, *len))
             }
             Step::Truncate { path, size } => {
+                // SAFETY: the path ends with a zero and lives until the call returns.
                 checked(with(&self.at(path), |path| unsafe { libc::truncate(path, *size as i64) }))
             }
             Step::Empty { path } => {
@@ -290,6 +295,7 @@ pub fn takes_xattrs(dir: &Path) -> bool {
 /// Sets an extended attribute.
 pub fn set_xattr(path: &Path, name: &str, value: &[u8], flags: i32) -> io::Result<()> {
     let name = CString::new(name).unwrap();
+    // SAFETY: the path, and all else, ends and lives as the call wants it.
     checked(with(path, |path| unsafe {
         libc::lsetxattr(path, name.as_ptr(), value.as_ptr().cast(), value.len(), flags)
     }))
@@ -300,6 +306,7 @@ pub fn set_xattr(path: &Path, name: &str, value: &[u8], flags: i32) -> io::Resul
 pub fn get_xattr(path: &Path, name: &OsStr) -> io::Result<Vec<u8>> {
     let name = CString::new(name.as_bytes()).unwrap();
     sized(|buffer, room| {
+        // SAFETY: the path, and all else, ends and lives as the call wants it.
         with(path, |path| unsafe {
             libc::lgetxattr(path, name.as_ptr(), buffer.cast(), room) as i32
         })
@@ -309,6 +316,7 @@ pub fn get_xattr(path: &Path, name: &OsStr) -> io::Result<Vec<u8>> {
 /// Returns the names of the attributes of users, sorted.
 pub fn list_xattrs(path: &Path) -> io::Result<Vec<std::ffi::OsString>> {
     let joined = sized(|buffer, room| {
+        // SAFETY: the path, and all else, ends and lives as the call wants it.
         with(path, |path| unsafe { libc::llistxattr(path, buffer.cast(), room) as i32 })
     })?;
     let mut names: Vec<_> = joined
@@ -333,6 +341,7 @@ fn sized(call: impl Fn(*mut u8, usize) -> i32) -> io::Result<Vec<u8>> {
 /// Renames with the flags of renameat2(2).
 pub fn rename(from: &Path, to: &Path, flags: u32) -> io::Result<String> {
     let to = CString::new(to.as_os_str().as_bytes()).unwrap();
+    // SAFETY: the path, and all else, ends and lives as the call wants it.
     checked(with(from, |from| unsafe {
         libc::renameat2(libc::AT_FDCWD, from, libc::AT_FDCWD, to.as_ptr(), flags)
     }))
@@ -342,6 +351,7 @@ pub fn rename(from: &Path, to: &Path, flags: u32) -> io::Result<String> {
 pub fn times(path: &Path, seconds: i64, nanos: i64) -> io::Result<String> {
     let time = libc::timespec { tv_sec: seconds, tv_nsec: nanos };
     let both = [time, time];
+    // SAFETY: the path, and all else, ends and lives as the call wants it.
     checked(with(path, |path| unsafe {
         libc::utimensat(libc::AT_FDCWD, path, both.as_ptr(), libc::AT_SYMLINK_NOFOLLOW)
     }))?;

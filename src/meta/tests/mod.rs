@@ -3,6 +3,7 @@
 mod codec;
 mod concurrent;
 mod crash;
+mod hostile;
 mod model;
 mod pages;
 

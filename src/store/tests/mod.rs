@@ -13,6 +13,8 @@ mod hostile;
 mod limits;
 mod model;
 mod replay;
+#[cfg(shuttle)]
+mod schedules;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

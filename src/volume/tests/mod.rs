@@ -20,6 +20,8 @@ mod model;
 mod names;
 mod ranges;
 mod rebuild;
+#[cfg(shuttle)]
+mod schedules;
 mod small;
 mod soak;
 mod superblocks;

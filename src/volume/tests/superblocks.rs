@@ -105,3 +105,22 @@ fn mkfs_never_overwrites_one() {
         assert_eq!(text(&bench.disk), before);
     }
 }
+
+#[test]
+fn a_volume_that_another_one_makes_is_left_alone() {
+    let (disk, clock) = (SimDisk::new(), SimClock::new());
+    let (dyn_disk, dyn_clock): (Arc<dyn Disk>, Arc<dyn Clock>) =
+        (Arc::new(disk.clone()), Arc::new(clock.clone()));
+    let lock = disk.lock("lock").unwrap();
+    // What stands there when the other one is in the middle of it.
+    disk.open("superblock.new", Access::CreateNew).unwrap();
+    disk.create_dir("packs").unwrap();
+    disk.open("packs/one", Access::CreateNew).unwrap();
+    let make = || Volume::create(&dyn_disk, &dyn_clock, &SimRng::new(3), &CreateOptions::default());
+    assert!(matches!(make(), Err(Error::InUse)));
+    assert!(disk.open("packs/one", Access::Read).is_ok(), "it was taken for a remain");
+    drop(lock);
+    make().unwrap();
+    assert!(disk.open("packs/one", Access::Read).is_err());
+    assert!(matches!(make(), Err(Error::AlreadyAVolume)));
+}
