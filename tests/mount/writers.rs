@@ -153,7 +153,8 @@ impl Writer<'_> {
         (len > 0).then_some(len)
     }
 
-    /// Files that are written aside, synced, renamed into a directory of their own, and that synced.
+    /// Files that are written aside, synced, renamed into a directory of their own, and that one
+    /// synced.
     fn replace_files(&mut self) -> io::Result<()> {
         for count in 0.. {
             let Some(len) = self.take(2 << 20) else { break };
