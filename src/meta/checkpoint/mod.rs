@@ -241,6 +241,17 @@ impl Checkpoint for RedbCheckpoint {
     }
 }
 
+impl Drop for RedbCheckpoint {
+    /// One that was not closed: redb finishes its own work then, and may panic in there too.
+    fn drop(&mut self) {
+        let state = std::mem::replace(self.state.get_mut(), State::Closed);
+        let _ = guarded("close", || {
+            drop(state);
+            Ok(())
+        });
+    }
+}
+
 struct RedbView {
     table: ReadOnlyTable<&'static [u8], &'static [u8]>,
 }
