@@ -27,6 +27,8 @@ const NOTE_INTERVAL: Duration = Duration::from_secs(10);
 const FINDINGS_MAX: usize = 1000;
 /// A check that is due waits that long after a mount: others have the disk then.
 const FIRST_WAIT: Duration = Duration::from_secs(60);
+/// One that did not end is not taken up before that by itself.
+const RETRY_WAIT: Duration = Duration::from_secs(3600);
 
 /// When and how fast a volume is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +94,8 @@ struct State {
     cancelled: bool,
     stopped: bool,
     rate_bytes: u64,
+    /// None begins by itself before this time of the clock.
+    not_before: Duration,
     figures: Figures,
 }
 
@@ -106,7 +110,16 @@ impl Scrub {
         let figures =
             Figures { finished: kept.finished, finding_count: kept.findings, ..Figures::default() };
         let rate_bytes = schedule.rate_bytes;
-        let state = State { asked: None, cancelled: false, stopped: false, rate_bytes, figures };
+        let first_wait = FIRST_WAIT.min(schedule.interval.unwrap_or_default());
+        let not_before = clock.monotonic() + first_wait;
+        let state = State {
+            asked: None,
+            cancelled: false,
+            stopped: false,
+            rate_bytes,
+            not_before,
+            figures,
+        };
         let shared = Arc::new(Shared {
             volume: Arc::downgrade(volume),
             clock,
@@ -182,11 +195,15 @@ impl Shared {
             let Some(read_data) = self.next() else { return };
             let Some(volume) = self.volume.upgrade() else { return };
             self.state.lock().cancelled = false;
-            if let Err(error) = self.check(&volume, read_data) {
+            let checked = self.check(&volume, read_data);
+            let mut state = self.state.lock();
+            if let Err(error) = checked {
                 tracing::error!("the check ended early: {error}");
-                let mut state = self.state.lock();
                 state.figures.running = false;
                 state.figures.failure = Some(error.to_string());
+            }
+            if state.figures.failure.is_some() {
+                state.not_before = self.clock.monotonic() + RETRY_WAIT;
             }
         }
     }
@@ -194,7 +211,6 @@ impl Shared {
     /// Waits until somebody asks or it is time; none when the thread is to end.
     fn next(&self) -> Option<bool> {
         let mut state = self.state.lock();
-        let started = self.clock.monotonic();
         loop {
             if state.stopped {
                 return None;
@@ -202,7 +218,7 @@ impl Shared {
             if let Some(read_data) = state.asked.take() {
                 return Some(read_data);
             }
-            let Some(left) = self.left(state.figures.finished, started) else {
+            let Some(left) = self.left(state.figures.finished, state.not_before) else {
                 self.changed.wait(&mut state);
                 continue;
             };
@@ -216,7 +232,7 @@ impl Shared {
     }
 
     /// Time until a check is due; none when none is.
-    fn left(&self, finished: u64, started: Duration) -> Option<Duration> {
+    fn left(&self, finished: u64, not_before: Duration) -> Option<Duration> {
         let interval = self.interval?;
         let volume = self.volume.upgrade()?;
         // A clock that was set back must not put it off for ever.
@@ -227,8 +243,7 @@ impl Shared {
         } else {
             interval - since.min(interval)
         };
-        let settled = self.clock.monotonic().saturating_sub(started);
-        Some(due.max(FIRST_WAIT.min(interval).saturating_sub(settled)))
+        Some(due.max(not_before.saturating_sub(self.clock.monotonic())))
     }
 
     fn check(&self, volume: &Arc<Current>, read_data: bool) -> Result<(), Error> {

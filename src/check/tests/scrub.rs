@@ -145,3 +145,19 @@ fn a_check_begins_by_itself_when_it_is_time() {
     scrub.stop();
     volume.close().unwrap();
 }
+
+#[test]
+fn a_check_that_was_ended_does_not_begin_again_by_itself_at_once() {
+    let (_disk, volume) = volume(4);
+    let schedule = Schedule { interval: Some(Duration::from_millis(10)), rate_bytes: 1 };
+    let scrub = start(&volume, schedule);
+    while scrub.figures().done_bytes == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    scrub.cancel();
+    assert!(ended(&scrub).failure.is_some());
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!scrub.figures().running);
+    scrub.stop();
+    volume.close().unwrap();
+}
