@@ -143,3 +143,39 @@ fn a_file_without_write_permission_is_still_written_by_who_made_it() {
     let kept = File::open(site.at("file")).unwrap();
     assert_eq!(kept.metadata().unwrap().uid(), NOBODY);
 }
+
+#[test]
+fn the_volume_and_its_control_socket_are_their_owners() {
+    let site = Site::mounted();
+    set_mode(&site.mountpoint(), 0o777);
+    fs::write(site.at("file"), "x").unwrap();
+    site.ok(["sync".as_ref(), site.mountpoint().as_os_str()]);
+    // The directory may be seen, and nothing that is in it.
+    let open = shell(&site.volume(), "find . -mindepth 1 -perm /077");
+    assert_eq!(open, "");
+    let volume = site.volume();
+    assert!(as_nobody(&site.path(""), "test -d volume && ls volume"));
+    for line in [
+        "cat superblock",
+        "cat lock",
+        "ls packs",
+        "ls meta",
+        "ls index",
+        "cat meta/checkpoint.redb",
+        "echo x > control.sock",
+        "touch new",
+        "rm superblock",
+    ] {
+        assert!(!as_nobody(&volume, line), "{line}");
+    }
+    // By the socket neither: the daemon goes on as it was.
+    let program = site.path("program");
+    fs::copy(super::harness::PROGRAM, &program).unwrap();
+    assert!(as_nobody(&site.path(""), "./program --version"));
+    for command in ["umount", "check --stop", "check --repair", "mount -o remount,ro"] {
+        let line = format!("./program {command} mnt");
+        assert!(!as_nobody(&site.path(""), &line), "{command}");
+    }
+    assert_eq!(fs::read(site.at("file")).unwrap(), b"x");
+    site.umount_and_check();
+}
