@@ -2,8 +2,11 @@
 //!
 //! Owns the settings of property tests: a fixed seed, so that a run is the same everywhere, and
 //! two environment variables for longer campaigns: `PYRAMIDFS_SEED` (default 1) picks another
-//! seed, `PYRAMIDFS_CASES_FACTOR` (default 1) multiplies the number of cases. With `--cfg shuttle`
+//! seed, `PYRAMIDFS_CASES_FACTOR` (default 1) multiplies the number of cases. A campaign that may hang has a time limit. With `--cfg shuttle`
 //! also how a test is run with its threads in many orders.
+
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
 use proptest::test_runner::{Config, RngSeed};
 
@@ -27,6 +30,25 @@ pub fn seed() -> u64 {
 /// How many times more a campaign does than a plain run.
 pub fn factor() -> u32 {
     number_from("PYRAMIDFS_CASES_FACTOR") as u32
+}
+
+/// Runs `work` on a thread of its own, and returns what it does. It tells where it is, and has
+/// `limit` from one word to the next: what takes longer hangs, and fails the test.
+pub fn watched<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce(&Sender<String>) -> T + Send + 'static,
+) -> T {
+    let (told, words) = channel();
+    let worker = std::thread::spawn(move || work(&told));
+    let mut last = String::new();
+    loop {
+        match words.recv_timeout(limit) {
+            Ok(word) => last = word,
+            Err(RecvTimeoutError::Timeout) => panic!("it hangs at {last}"),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    worker.join().unwrap_or_else(|_| panic!("it panicked at {last}"))
 }
 
 fn number_from(variable: &str) -> u64 {

@@ -128,19 +128,10 @@ impl Daemon {
                     None => Ok(Some(Printed::of_figures(figures))),
                 };
             }
-            progress.update(figures.done_bytes, figures.total_bytes, what(&figures.what));
+            progress.update(figures.done_bytes, figures.total_bytes, &figures.what);
             thread::sleep(POLL);
             answer = self.ask(Request::CheckFigures)?;
         }
-    }
-}
-
-/// The part of a check, as a word that lives as long as the progress.
-fn what(part: &str) -> &'static str {
-    match part {
-        "trees" => "trees",
-        "packs" => "packs",
-        _ => "packs and hashes",
     }
 }
 

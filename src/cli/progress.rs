@@ -29,7 +29,7 @@ impl Progress {
     }
 
     /// Tells how far it is; a `total` of 0 says that nobody knows it.
-    pub fn update(&mut self, done: u64, total: u64, what: &'static str) {
+    pub fn update(&mut self, done: u64, total: u64, what: &str) {
         if !self.terminal || self.clock.monotonic().saturating_sub(self.started) < QUIET {
             return;
         }
@@ -37,12 +37,14 @@ impl Progress {
         if bar.length().unwrap_or(0) != total && total > 0 {
             bar.set_length(total);
         }
-        bar.set_message(what);
+        if bar.message() != what {
+            bar.set_message(what.to_owned());
+        }
         bar.set_position(done);
     }
 
     /// Shows that it still goes on, without a number.
-    pub fn wait(&mut self, what: &'static str) {
+    pub fn wait(&mut self, what: &str) {
         self.update(0, 0, what);
         if let Some(bar) = &self.bar {
             bar.enable_steady_tick(Duration::from_millis(100));

@@ -43,12 +43,7 @@ impl<'a> AuxWriter<'a> {
         };
         let (number, has_dir) = taken.map_err(&action)?;
         if !has_dir {
-            match inner.disk.create_dir(&pack::pack_dir(number)) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(action(error));
-                }
-                _ => {}
-            }
+            pack::make_dir(&*inner.disk, &pack::pack_dir(number)).map_err(&action)?;
         }
         let opened = inner.disk.open(&temporary_path(number), Access::CreateNew);
         let file = opened.map_err(&action)?;

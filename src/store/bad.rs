@@ -11,7 +11,7 @@
 //!
 //! Absent on purpose: how the set outlives the process; the caller keeps it with its own data.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock};
@@ -37,8 +37,9 @@ pub struct BadChunks {
     /// Whether there are any: the common case costs one load.
     some: AtomicBool,
     places: RwLock<HashMap<u64, Address>>,
-    /// Since the last call of [`BadChunks::changes`]: whether the place was found damaged or right.
-    changes: Mutex<Vec<(BadChunk, bool)>>,
+    /// By place, what was handed to nobody yet: whether it was last found damaged or right. A
+    /// store whose caller keeps nothing has no more of them than places.
+    changes: Mutex<BTreeMap<u64, (Address, bool)>>,
 }
 
 impl BadChunks {
@@ -62,7 +63,7 @@ impl BadChunks {
         }
         self.some.store(true, Ordering::Release);
         tracing::error!("chunk {address} is damaged where it lies: {location}");
-        self.changes.lock().push((BadChunk { address, location }, true));
+        self.changes.lock().insert(location.pack(), (address, true));
     }
 
     /// Takes a place out whose chunk is right after all.
@@ -73,7 +74,7 @@ impl BadChunks {
         let mut places = self.places.write();
         if let Some(address) = places.remove(&location.pack()) {
             self.some.store(!places.is_empty(), Ordering::Release);
-            self.changes.lock().push((BadChunk { address, location }, false));
+            self.changes.lock().insert(location.pack(), (address, false));
         }
     }
 
@@ -81,21 +82,20 @@ impl BadChunks {
     /// damaged now.
     pub fn changes(&self, count: usize) -> Vec<(BadChunk, bool)> {
         let mut changes = self.changes.lock();
-        let count = count.min(changes.len());
-        changes.drain(..count).collect()
+        let handed = std::iter::from_fn(|| changes.pop_first()).take(count);
+        handed.map(|(place, (address, is_damaged))| (bad(place, address), is_damaged)).collect()
     }
 
     /// All places, in the order of the log.
     pub fn all(&self) -> Vec<BadChunk> {
         let places = self.places.read();
-        let mut all: Vec<BadChunk> = places
-            .iter()
-            .map(|(place, address)| BadChunk {
-                address: *address,
-                location: Location::unpack(*place),
-            })
-            .collect();
+        let mut all: Vec<BadChunk> =
+            places.iter().map(|(place, address)| bad(*place, *address)).collect();
         all.sort_unstable_by_key(|bad| bad.location);
         all
     }
+}
+
+fn bad(place: u64, address: Address) -> BadChunk {
+    BadChunk { address, location: Location::unpack(place) }
 }

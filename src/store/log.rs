@@ -214,12 +214,7 @@ impl Log {
         let number = self.take_number().map_err(fatal("begin a pack"))?;
         let dir = pack::pack_dir(number);
         if !self.dirs.contains(&dir) {
-            match self.disk.create_dir(&dir) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(failed("make a directory of packs")(error));
-                }
-                _ => {}
-            }
+            pack::make_dir(&*self.disk, &dir).map_err(failed("make a directory of packs"))?;
             self.disk.sync_dir(PACKS_DIR).map_err(fatal("sync the directory of packs"))?;
             self.dirs.insert(dir.clone());
         }

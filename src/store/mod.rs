@@ -394,10 +394,8 @@ impl Store {
     /// Makes the directories of an empty store, durably.
     pub fn create(disk: &Arc<dyn Disk>) -> Result<()> {
         for dir in [pack::PACKS_DIR, run::INDEX_DIR] {
-            match disk.create_dir(dir) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                made => made.map_err(Error::io("make a directory of the volume"))?,
-            }
+            let made = pack::make_dir(&**disk, dir);
+            made.map_err(Error::io("make a directory of the volume"))?;
             disk.sync_dir(dir).map_err(Error::io("sync a directory of the volume"))?;
         }
         disk.sync_dir("").map_err(Error::io("sync the directory of the volume"))

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use super::frame::{
     self, FRAME_HEAD_BYTES, FRAME_MAGIC, Header, Kind, Life, NoHeader, Parts, align, u32_at, u64_at,
 };
-use crate::sys::DiskFile;
+use crate::sys::{Disk, DiskFile};
 
 /// Bytes of a pack's header.
 pub const PACK_HEADER_BYTES: u64 = 64;
@@ -125,6 +125,14 @@ pub fn decode_header(bytes: &[u8], life: Life) -> PackHeader {
 /// Returns the directory of the pack with this number.
 pub fn pack_dir(number: u64) -> String {
     format!("{PACKS_DIR}/{:02x}", number & 0xff)
+}
+
+/// Makes a directory unless it is there.
+pub fn make_dir(disk: &dyn Disk, path: &str) -> io::Result<()> {
+    match disk.create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the path of the pack with this number.

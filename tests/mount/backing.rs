@@ -67,7 +67,7 @@ impl Backing {
     }
 
     /// A filesystem in memory of that size.
-    fn memory(site: &Site, size: &str) -> Backing {
+    pub fn memory(site: &Site, size: &str) -> Backing {
         let backing = Backing { dir: site.volume(), image: PathBuf::new() };
         fs::create_dir(&backing.dir).unwrap();
         let options = format!("size={size}");

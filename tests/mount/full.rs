@@ -2,34 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::Command;
 
-use super::harness::{Numbers, Site, errno_of, run};
-
-/// A tmpfs of its own for the volume, gone with the value.
-struct Small(PathBuf);
-
-impl Small {
-    fn new(site: &Site, size: &str) -> Small {
-        fs::create_dir(site.volume()).unwrap();
-        let options = format!("size={size}");
-        let mut mount = Command::new("mount");
-        run(mount.args(["-t", "tmpfs", "-o", &options, "none"]).arg(site.volume()));
-        Small(site.volume())
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).output();
-    }
-}
+use super::backing::Backing;
+use super::harness::{Numbers, Site, errno_of};
 
 #[test]
 fn writing_ends_with_enospc_and_loses_nothing() {
     let site = Site::bare();
-    let small = Small::new(&site, "96m");
+    let backing = Backing::memory(&site, "96m");
     site.ok(["mkfs".as_ref(), site.volume().as_os_str()]);
     site.mount();
     let kept = Numbers(1).stream(8 << 20);
@@ -51,13 +32,13 @@ fn writing_ends_with_enospc_and_loses_nothing() {
     assert!(fs::read(site.at("kept")).unwrap() == kept);
     assert!(!site.at("big").exists());
     site.umount_and_check();
-    drop(small);
+    drop(backing);
 }
 
 #[test]
 fn mkfs_without_room_says_so() {
     let site = Site::bare();
-    let _small = Small::new(&site, "16k");
+    let _backing = Backing::memory(&site, "16k");
     let line = site.refused(2, ["mkfs".as_ref(), site.volume().as_os_str()]);
     assert!(line.contains("space"), "{line}");
 }

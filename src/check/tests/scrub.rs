@@ -17,7 +17,7 @@ fn volume(files: u64) -> (SimDisk, Arc<Current>) {
     Volume::create(&plain, &clock, &SimRng::new(1), &CreateOptions::default()).unwrap();
     let volume = open_again(&disk);
     for number in 0..files {
-        write(&volume, number);
+        write(&volume, "file", number);
     }
     (disk, volume)
 }
@@ -29,9 +29,9 @@ fn open_again(disk: &SimDisk) -> Arc<Current> {
     Current::new(Volume::open(Arc::new(disk.clone()), clock, options).unwrap())
 }
 
-fn write(volume: &Volume, number: u64) {
+fn write(volume: &Volume, prefix: &str, number: u64) {
     let make = Make { mode: MODE_FILE | 0o644, rdev: 0 };
-    let name = format!("file-{number}");
+    let name = format!("{prefix}-{number}");
     let ino = volume.mknod(Ino::ROOT, name.as_bytes(), &make, ROOT, Wait::Yes).unwrap().ino;
     volume.write(ino, 0, &noise(number, 40_000), false, Wait::Yes).unwrap();
     volume.forget(ino, 1);
@@ -66,7 +66,7 @@ fn a_volume_in_use_is_checked() {
     assert_eq!(scrub.figures().finished, 0);
     assert!(scrub.ask(true, None).running);
     // Meanwhile it is used.
-    (8..12).for_each(|number| write(&volume, number));
+    (8..12).for_each(|number| write(&volume, "file", number));
     let figures = ended(&scrub);
     assert_eq!((figures.finding_count, figures.failure.clone()), (0, None));
     assert!(figures.finished > 0 && figures.files >= 9 && figures.bytes > 0, "{figures:?}");
@@ -76,14 +76,7 @@ fn a_volume_in_use_is_checked() {
     let figures = ended(&scrub);
     assert!(figures.finding_count > 0, "{figures:?}");
     assert!(figures.findings.iter().any(|line| line.contains("inode")), "{figures:?}");
-    for number in 0..12 {
-        let make = Make { mode: MODE_FILE | 0o644, rdev: 0 };
-        let name = format!("again-{number}");
-        let ino = volume.mknod(Ino::ROOT, name.as_bytes(), &make, ROOT, Wait::Yes).unwrap().ino;
-        volume.write(ino, 0, &noise(number, 40_000), false, Wait::Yes).unwrap();
-        volume.forget(ino, 1);
-    }
-    volume.sync().unwrap();
+    (0..12).for_each(|number| write(&volume, "again", number));
     scrub.ask(true, None);
     let figures = ended(&scrub);
     assert_eq!(figures.finding_count, 0, "{figures:?}");

@@ -10,7 +10,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+
 use std::time::Duration;
 
 use super::{SMALL, commit, new_disk, put};
@@ -138,30 +138,19 @@ fn case(image: &[u8], seed: u64, counts: &mut Counts) {
 
 #[test]
 fn nonsense_with_fitting_checksums_never_gets_out_of_this_layer() {
-    let (told, cases) = channel();
     let count = 150 * u64::from(testing::factor());
     let first = testing::seed().wrapping_mul(1_000_003);
-    let thread = std::thread::spawn(move || {
+    let counts = testing::watched(CASE_LIMIT, move |told| {
         let mut counts = Counts::default();
         for closed in [true, false] {
             let image = image(closed);
             for seed in (first..).take(count as usize) {
-                let _ = told.send((seed, closed, counts));
+                let _ = told.send(format!("seed {seed}, closed {closed}, {counts:?}"));
                 case(&image, seed, &mut counts);
             }
         }
-        let _ = told.send((0, true, counts));
+        counts
     });
-    let mut last = None;
-    loop {
-        match cases.recv_timeout(CASE_LIMIT) {
-            Ok(told) => last = Some(told),
-            Err(RecvTimeoutError::Timeout) => panic!("a case hangs: {last:?}"),
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    assert!(thread.join().is_ok(), "a case panicked: {last:?}");
-    let (_, _, counts) = last.unwrap();
     println!("{counts:?}");
     assert_eq!(u64::from(counts.cases), 2 * count);
     // Otherwise redb has met nothing.

@@ -10,7 +10,6 @@
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use super::super::acl::ACCESS;
@@ -477,12 +476,11 @@ fn write_on(volume: &Volume) {
     let _ = volume.close();
 }
 
-/// Runs cases on a thread of their own, each with a time limit.
+/// Runs cases, each with a time limit.
 fn campaign(closed: bool) {
     let cases = CASES * u64::from(crate::testing::factor());
     let seed = crate::testing::seed() << 32;
-    let (done, next) = channel();
-    let worker = std::thread::spawn(move || {
+    let tally = crate::testing::watched(HANG, move |told| {
         let sample = sample(closed);
         let image = Arc::new(OverlayDisk::new(Arc::new(sample.disk.crash(Keep::All))));
         let whole = Whole([Volume::open(image, Arc::new(sample.clock.clone()), small()).unwrap()]);
@@ -490,6 +488,7 @@ fn campaign(closed: bool) {
         for case in seed..seed + cases {
             let disk = sample.disk.crash(Keep::All);
             let (how, path) = hurt(&disk, &Dice(SimRng::new(case)));
+            let _ = told.send(format!("case {case}, {path}: {how:?}"));
             let judged = AssertUnwindSafe(|| {
                 judge(&sample, &disk, how, &path, &mut tally);
                 judge_repair(&sample, &whole, &disk, &mut tally);
@@ -497,20 +496,10 @@ fn campaign(closed: bool) {
             if catch_unwind(judged).is_err() {
                 failed.push(format!("case {case}, {path}: {how:?}"));
             }
-            let _ = done.send(case);
         }
         assert!(failed.is_empty(), "{} failed: {failed:#?}", failed.len());
         tally
     });
-    let mut last = None;
-    loop {
-        match next.recv_timeout(HANG) {
-            Ok(case) => last = Some(case),
-            Err(RecvTimeoutError::Timeout) => panic!("the case after {last:?} hangs"),
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    let tally = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     println!("{tally:?}");
     assert_eq!(tally.cases, cases);
     assert!(0 < tally.harmless && 0 < tally.refused && 0 < tally.hurt_files, "{tally:?}");
