@@ -2,8 +2,9 @@
 //!
 //! Owns the settings of property tests: a fixed seed, so that a run is the same everywhere, and
 //! two environment variables for longer campaigns: `PYRAMIDFS_SEED` (default 1) picks another
-//! seed, `PYRAMIDFS_CASES_FACTOR` (default 1) multiplies the number of cases. A campaign that may hang has a time limit. With `--cfg shuttle`
-//! also how a test is run with its threads in many orders.
+//! seed, `PYRAMIDFS_CASES_FACTOR` (default 1) multiplies the number of cases. A campaign that may
+//! hang has a time limit. With `--cfg shuttle` also how a test is run with its threads in many
+//! orders.
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
