@@ -36,7 +36,7 @@ use super::error::Error;
 use super::runtime;
 use crate::check;
 use crate::fuse::mountinfo::MountEntry;
-use crate::volume::Status;
+use crate::volume::{CollectFigures, Status};
 
 /// Name of the socket in the volume's directory.
 const SOCKET: &str = "control.sock";
@@ -77,6 +77,13 @@ pub enum Request {
     CheckFigures,
     /// End the check under way.
     CheckStop,
+    /// Collect, or join the collection under way.
+    Collect {
+        /// Only look what there is to win.
+        dry_run: bool,
+    },
+    /// What is known of the last collection, or of the one under way.
+    CollectFigures,
     /// The kernel has changed its flags: follow them, and make durable what it has handed over.
     Remounted,
 }
@@ -91,6 +98,8 @@ pub enum Answer {
     Place(Place),
     /// What is known of a check.
     Check(Box<check::Figures>),
+    /// What is known of a collection.
+    Collect(Box<CollectFigures>),
     /// It will be done; another answer follows.
     Waiting,
     /// It is done.

@@ -11,6 +11,7 @@ mod daemon;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod gc;
 mod hash;
 mod log;
 mod mkfs;
@@ -65,6 +66,8 @@ enum Command {
     Status(status::Arguments),
     /// Verify a volume that is not mounted
     Check(check::Arguments),
+    /// Give the space of deleted data back now
+    Gc(gc::Arguments),
     /// Print the root of a file
     Hash(hash::Arguments),
 }
@@ -104,6 +107,7 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Sync(arguments) => sync::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Check(arguments) => check::run(arguments),
+        Command::Gc(arguments) => gc::run(arguments),
         Command::Hash(arguments) => hash::run(arguments),
     }
 }
@@ -140,6 +144,7 @@ mod tests {
             "pyramidfs sync /m",
             "pyramidfs status /v --json",
             "pyramidfs check /v --read-data --json",
+            "pyramidfs gc /v --dry-run --json",
             "pyramidfs hash - --profile swarm",
         ] {
             assert!(parse(line).is_ok(), "{line}");
@@ -151,7 +156,7 @@ mod tests {
         let line = |words| one_line(&parse(words).unwrap_err().to_string());
         assert!(line("pyramidfs mount /v /m -o cache=lots").contains("is no size"));
         assert!(line("pyramidfs mkfs").ends_with("not provided: <VOLUME>"));
-        assert!(!line("pyramidfs gc /v").starts_with("error"));
+        assert!(!line("pyramidfs collect /v").starts_with("error"));
     }
 
     #[test]
@@ -166,7 +171,8 @@ mod tests {
             "pyramidfs mount /v /m --cache lots",
             "pyramidfs mount /v /m -o cache=lots",
             "pyramidfs mount /v /m -t ext4",
-            "pyramidfs gc /v",
+            "pyramidfs collect /v",
+            "pyramidfs gc",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -13,7 +13,7 @@ use super::place;
 use crate::check::{Schedule, Scrub};
 use crate::fuse::{self, Mounted, Settings, chain};
 use crate::sys::real::RealClock;
-use crate::volume::{Atime, Current, OpenOptions, Status};
+use crate::volume::{Atime, Collect, Current, OpenOptions, Status};
 
 /// A mount that is served, as other commands see it.
 pub struct Service {
@@ -40,6 +40,7 @@ impl Service {
             cache_bytes: Some(open.cache_bytes),
             index_memory_bytes: Some(open.index_memory_bytes),
             commit_interval: Some(std::time::Duration::from_millis(open.commit_interval_ms)),
+            collects: Some(open.collects),
             check_interval: Some(options.check_interval.unwrap_or_default()),
             check_rate_bytes: Some(options.check_rate_bytes.unwrap_or(Schedule::RATE_BYTES)),
             ..options.clone()
@@ -103,6 +104,16 @@ impl Service {
                 return Answer::Check(Box::new(self.checks.ask(*read_data, *rate_bytes)));
             }
             Request::CheckFigures => return Answer::Check(Box::new(self.checks.figures())),
+            Request::Collect { .. } if !self.volume.is_writable() => {
+                Err("the mount is read-only: nothing can be collected".to_owned())
+            }
+            Request::Collect { dry_run } => {
+                let ask = Collect { dry_run: *dry_run, urgent: true };
+                return Answer::Collect(Box::new(self.volume.ask_to_collect(ask)));
+            }
+            Request::CollectFigures => {
+                return Answer::Collect(Box::new(self.volume.collect_figures()));
+            }
             Request::CheckStop => {
                 self.checks.cancel();
                 Ok(())
@@ -185,6 +196,7 @@ pub fn open_options(options: &Options, read_only: bool) -> OpenOptions {
         commit_interval_ms: commit_ms.unwrap_or(defaults.commit_interval_ms),
         atime: options.atime.unwrap_or(defaults.atime),
         dir_atime: options.dir_atime.unwrap_or(defaults.dir_atime),
+        collects: options.collects.unwrap_or(defaults.collects),
         ..defaults
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns [`Volume`]. Its operations stand in `names` and `rename` (create, move, remove), `attrs`,
 //! `xattrs` and `flags` (attributes), `io` (read, write), `ranges` (copies, holes), `flush` (dirty
-//! layers become roots), `commit` (groups become durable) and `image`; `rebuild` is for a volume
+//! layers become roots), `commit` (groups become durable), `collect` (space comes back) and `image`; `rebuild` is for a volume
 //! whose metadata is lost; `acl` knows access control lists;
 //! `node`, `dirty` and `budget` hold what they share.
 //!
@@ -32,6 +32,7 @@ mod acl;
 mod adopt;
 mod attrs;
 mod budget;
+mod collect;
 mod commit;
 mod dirty;
 mod error;
@@ -56,6 +57,7 @@ mod xattrs;
 mod tests;
 
 pub use adopt::Current;
+pub use collect::{Collect, CollectFigures};
 pub use error::Error;
 pub use flags::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NO_ATIME, FLAG_NO_DUMP};
 pub use flush::content_root;
@@ -88,6 +90,7 @@ pub struct Volume {
     commits: commit::Commits,
     counters: Mutex<commit::Counts>,
     copies: ranges::Copies,
+    collector: Arc<collect::Collector>,
     /// Bytes of all commit records when the next image of the metadata is due.
     image_due_at: AtomicU64,
     closed: AtomicBool,
@@ -209,6 +212,7 @@ impl Volume {
             commits: commit::Commits::default(),
             counters: Mutex::new(counters),
             copies: ranges::Copies::default(),
+            collector: Arc::default(),
             image_due_at: AtomicU64::new(image_due_at),
             closed: AtomicBool::new(false),
             lock: Mutex::new(lock),
@@ -303,6 +307,7 @@ impl Volume {
         if self.options.read_only {
             return Err(Error::ReadOnly);
         }
+        self.collector.note_call();
         self.commits.check_poison()?;
         self.make_group_room(wait)
     }

@@ -28,7 +28,7 @@ impl Volume {
             stored_bytes: store.stored_bytes + store.index_bytes + self.meta.stored_bytes(),
             physical_bytes: used
                 .map_err(|source| Error::Io { action: "measure the volume's directory", source })?,
-            garbage_bytes: None,
+            garbage_bytes: Some(self.garbage_estimate()),
             commits: store.sequence,
             dirty_bytes: self.budget.used(),
             shared_copy_bytes: self.copies.shared_bytes(),

@@ -260,7 +260,7 @@ pub struct Status {
     pub stored_bytes: u64,
     /// What `du` says of the volume's directory.
     pub physical_bytes: u64,
-    /// Estimate of bytes in packs that nothing needs any more; `None` when it was never measured.
+    /// Estimate of bytes in packs that nothing needs any more.
     pub garbage_bytes: Option<u64>,
     /// Sequence number of the last commit.
     pub commits: u64,
@@ -325,6 +325,8 @@ pub struct OpenOptions {
     /// For repair: changes are taken although commit records are missing, and what has no name is
     /// not removed.
     pub repairing: bool,
+    /// Whether collections begin by themselves.
+    pub collects: bool,
     /// Commit records between two images of the metadata, bytes at least.
     pub image_bytes_min: u64,
 }
@@ -343,6 +345,7 @@ impl Default for OpenOptions {
             dir_atime: true,
             pack_bytes_max: 64 << 20,
             repairing: false,
+            collects: true,
             image_bytes_min: 8 << 20,
         }
     }

@@ -7,12 +7,14 @@
 mod acls;
 mod backing;
 mod checks;
+mod collect;
 mod commands;
 mod copies;
 mod full;
 mod harness;
 mod inodes;
 mod kill;
+mod life;
 mod mounting;
 mod names;
 mod numbers;
