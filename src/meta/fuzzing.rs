@@ -10,7 +10,9 @@ use redb::StorageBackend;
 use super::checkpoint::backend::{Backend, PageFile, ReadingBackend, seal_pages};
 use super::checkpoint::{decode_position, encode_position};
 use super::groups::Entries;
-use super::{CollectionState, Content, Cookie, Counters, Image, Ino, Inode, Key, NameEntry, record};
+use super::{
+    CollectionState, Content, Cookie, Counters, Image, Ino, Inode, Key, NameEntry, record,
+};
 use crate::chunk::Address;
 use crate::store::LogPosition;
 use crate::sys::sim::SimDisk;

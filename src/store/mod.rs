@@ -15,6 +15,7 @@
 mod aux_pack;
 mod bad;
 mod cache;
+mod collect;
 mod copies;
 mod finding;
 mod frame;
@@ -23,6 +24,7 @@ pub(crate) mod fuzzing;
 mod image;
 mod index;
 mod log;
+mod marks;
 mod mend;
 mod open;
 mod pack;
@@ -50,7 +52,9 @@ use crate::sys::{Disk, DiskFile};
 
 pub use bad::BadChunk;
 pub use cache::CacheStats;
+pub use collect::{Cleaned, Collection, Policy, Victim, Visit};
 pub use image::{FoundImage, IMAGE_PART_BYTES, ImageWriter, WrittenImage, find_images};
+pub use marks::{Marked, Marks};
 pub use mend::Mended;
 pub use open::replay;
 pub use verify::VerifyStep;
@@ -381,6 +385,7 @@ struct Inner {
     workers: Mutex<Option<Sender<Job>>>,
     /// One commit at a time.
     commit: Mutex<()>,
+    collecting: collect::Collecting,
     copies: copies::Copies,
 }
 

@@ -13,8 +13,8 @@
 //! Absent on purpose: where chunks lie.
 
 use std::ops::ControlFlow;
+use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::image::newest_image;
@@ -131,10 +131,6 @@ impl Collector {
         self.state.lock().stopped = true;
         self.changed.notify_all();
     }
-
-    fn is_stopped(&self) -> bool {
-        self.state.lock().stopped
-    }
 }
 
 impl<'a> Pace<'a> {
@@ -250,21 +246,24 @@ impl Volume {
         collection.candidates_below(position);
         self.mark_all(&collection, &frozen, &mut pace)?;
         drop(frozen);
-        let mut garbage = 0;
-        for pack in collection.marks().packs() {
-            if let Some(figures) = collection.figures(pack) {
-                garbage += figures.stored_bytes.saturating_sub(figures.live_stored_bytes);
-            }
-        }
+        let is_low = self.is_space_low()?;
+        let share =
+            if is_low || ask.urgent { LOW_SPACE_SHARE_PERCENT } else { GARBAGE_SHARE_PERCENT };
+        let policy = Policy { garbage_percent: share, ..Policy::default() };
+        let (garbage, victims) = collection.choose(&policy, &mut |pack| {
+            self.tell("choosing packs", pack, position.pack);
+            pace.step()
+        })?;
         {
             let mut figures = self.collector.figures.lock();
             figures.garbage_bytes = garbage;
             figures.missing = collection.marks().missing();
         }
-        let (freed, rewritten) = match ask.dry_run {
-            true => return Ok(()),
-            false => self.clean(&collection, ask, &mut pace)?,
-        };
+        if ask.dry_run {
+            return Ok(());
+        }
+        let urgent = is_low || ask.urgent;
+        let (freed, rewritten) = self.clean(&collection, victims, urgent, &mut pace)?;
         drop(collection);
         self.learn(&began_with, garbage, freed, rewritten);
         self.commit_all()
@@ -335,18 +334,15 @@ impl Volume {
     fn clean(
         &self,
         collection: &Collection<'_>,
-        ask: Collect,
+        victims: Vec<Victim>,
+        urgent: bool,
         pace: &mut Pace<'_>,
     ) -> Result<(u64, u64), Error> {
-        let is_low = self.is_space_low()?;
-        let share = if is_low || ask.urgent { LOW_SPACE_SHARE_PERCENT } else { GARBAGE_SHARE_PERCENT };
-        let policy = Policy { garbage_percent: share, ..Policy::default() };
-        let victims = collection.choose(&policy);
-        let worth: u64 = victims.iter().map(|victim| victim.freed_bytes).sum();
-        if victims.is_empty() || !self.keep_image_behind(&victims, worth, ask.urgent || is_low)? {
+        let worth: u64 = victims.iter().map(|one| one.pack_bytes - one.live_bytes).sum();
+        if victims.is_empty() || !self.keep_image_behind(&victims, worth, urgent)? {
             return Ok((0, 0));
         }
-        collection.switch(&victims)?;
+        collection.switch(&victims);
         let total: u64 = victims.iter().map(|victim| victim.live_bytes).sum();
         let (mut freed, mut rewritten, mut done) = (0, 0, 0);
         let (dead, mixed): (Vec<Victim>, Vec<Victim>) =
@@ -355,7 +351,8 @@ impl Volume {
         freed += self.drop_victims(collection, &dead)?;
         let mut rest = mixed.as_slice();
         while !rest.is_empty() {
-            let batch_bytes = if is_low { self.batch_on_low_space()? } else { BATCH_BYTES };
+            // What is moved must fit beside what it replaces.
+            let batch_bytes = (self.statfs()?.available_bytes / 4).min(BATCH_BYTES);
             let mut live = 0;
             let fits = |victim: &&Victim| {
                 let first = live == 0;
@@ -370,7 +367,7 @@ impl Volume {
                 pace.step()
             });
             let cleaned = cleaned?;
-            if self.collector.is_stopped() {
+            if cleaned.stopped {
                 return Err(Error::Closed);
             }
             rewritten += cleaned.rewritten_bytes;
@@ -384,11 +381,7 @@ impl Volume {
         Ok((freed, rewritten))
     }
 
-    fn drop_victims(
-        &self,
-        collection: &Collection<'_>,
-        victims: &[Victim],
-    ) -> Result<u64, Error> {
+    fn drop_victims(&self, collection: &Collection<'_>, victims: &[Victim]) -> Result<u64, Error> {
         let packs: Vec<u64> = victims.iter().map(|victim| victim.pack).collect();
         let freed = collection.drop_packs(&packs)?;
         self.space.forget();
@@ -424,11 +417,6 @@ impl Volume {
     fn is_space_low(&self) -> Result<bool, Error> {
         let space = self.statfs()?;
         Ok(space.available_bytes < space.total_bytes / LOW_SPACE_PART)
-    }
-
-    /// What is moved at once when there is little room: it must fit beside what it replaces.
-    fn batch_on_low_space(&self) -> Result<u64, Error> {
-        Ok((self.statfs()?.available_bytes / 4).min(BATCH_BYTES))
     }
 
     /// Learns how much of what leaves files is garbage of the packs.
