@@ -63,7 +63,8 @@ fn the_space_of_removed_files_comes_back() {
     bench.volume.sync().unwrap();
     let looked = bench.volume.collect(LOOK).unwrap();
     assert!(before * 4 / 10 < looked.garbage_bytes, "{looked:?} of {before}");
-    assert_eq!(stored(&bench) / 1000, before / 1000, "a look changes nothing");
+    let now = stored(&bench);
+    assert!(now.abs_diff(before) < 40_000, "a look leaves all where it is: {before}, {now}");
     let figures = bench.volume.collect(NOW).unwrap();
     assert!(stored(&bench) < before * 6 / 10, "{} of {before}: {figures:?}", stored(&bench));
     for again in 0..2 {
