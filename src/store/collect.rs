@@ -109,6 +109,11 @@ struct Run {
 pub struct Hook<'a>(Option<RwLockReadGuard<'a, Option<Arc<Run>>>>);
 
 impl Collecting {
+    #[cfg(test)]
+    pub fn is_on(&self) -> bool {
+        self.is_on.load(Ordering::SeqCst)
+    }
+
     /// To be held from the look-up until its answer is used.
     pub fn hook(&self) -> Hook<'_> {
         // A collection that begins now waits for the visit of whoever saw it off.

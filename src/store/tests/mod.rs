@@ -5,12 +5,16 @@
 mod aux_packs;
 mod basic;
 mod codec;
+mod collect;
 mod copies;
 mod crash;
 mod damage;
+mod forest;
 mod format;
 mod hostile;
 mod limits;
+mod lives;
+mod marks;
 mod model;
 mod replay;
 #[cfg(shuttle)]
