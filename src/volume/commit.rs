@@ -225,7 +225,7 @@ impl Volume {
                 self.flush_cut(cut)?;
                 let counters = self.counters.lock().committing(group);
                 self.meta.amend(group, &Key::Counters, Some(counters.encode()));
-                (self.meta.record(), counters)
+                (self.meta.record()?, counters)
             }
         };
         let position = self.append_record(&record);
