@@ -2,8 +2,8 @@
 //!
 //! Owns the thread that begins collections by itself, one whole run (mark, choose, clean, drop),
 //! its pace beside other work, and the estimate of garbage. Nothing counts references: a run marks
-//! all that the metadata names at one commit, live files and snapshots alike, and what is found again
-//! meanwhile is marked by whoever finds it (`store::collect`).
+//! all that the metadata names at one commit, live files and snapshots alike, and what is found
+//! again meanwhile is marked by whoever finds it (`store::collect`).
 //!
 //! Invariants: (1) one run at a time; (2) a pack goes only when what it had alive is durable
 //! elsewhere, the checkpoint holds all its commit records, and an image of the metadata stands
