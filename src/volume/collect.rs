@@ -1,9 +1,9 @@
 //! Collection: when the space of what was deleted comes back, and from which roots that is decided.
 //!
-//! Owns the thread that begins collections by itself, one whole run (mark, choose, clean, drop), its
-//! pace beside other work, and the estimate of garbage. Nothing counts references: a run marks all
-//! that the metadata names at one commit, live files and snapshots alike, and what is found again
-//! meanwhile is marked by whoever finds it (`store::collect`).
+//! Owns the thread that begins collections by itself, one whole run (mark, choose, clean, drop),
+//! its pace beside other work, and the estimate of garbage. Nothing counts references: a run marks
+//! all that the metadata names at one commit, live files and snapshots alike, and what is found
+//! again meanwhile is marked by whoever finds it (`store::collect`).
 //!
 //! Invariants: (1) one run at a time; (2) a pack goes only when what it had alive is durable
 //! elsewhere, the checkpoint holds all its commit records, and an image of the metadata stands
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use super::image::newest_image;
 use super::{Error, Volume, Wait};
-use crate::meta::{CollectionState, Content, Ino, Key, KeyRange, Reading};
+use crate::meta::{CollectionState, Content, Ino, Key, KeyRange, Reading, version};
 use crate::store::{Collection, Policy, Victim};
 use crate::sys::Clock;
 use crate::sys::locks::{Condvar, Mutex};
@@ -295,11 +295,15 @@ impl Volume {
         let total = self.counters.lock().files;
         let mut done = 0;
         let mut failed = None;
-        for range in [KeyRange::contents(Ino(0))] {
-            frozen.scan(range, &mut |_, value| {
+        for range in [KeyRange::contents(Ino(0)), KeyRange::all_versions()] {
+            frozen.scan(range, &mut |key, value| {
                 done += 1;
                 self.tell("marking", done.min(total), total);
-                match self.mark_one(collection, value, pace) {
+                let marked = content_of(key, value).and_then(|content| match content {
+                    Some(content) => self.mark_one(collection, &content, pace),
+                    None => Ok(()),
+                });
+                match marked {
                     Ok(()) => ControlFlow::Continue(()),
                     Err(error) => {
                         failed = Some(error);
@@ -307,6 +311,9 @@ impl Volume {
                     }
                 }
             })?;
+            if failed.is_some() {
+                break;
+            }
         }
         failed.map_or(Ok(()), Err)
     }
@@ -314,10 +321,9 @@ impl Volume {
     fn mark_one(
         &self,
         collection: &Collection<'_>,
-        value: &[u8],
+        root: &Content,
         pace: &mut Pace<'_>,
     ) -> Result<(), Error> {
-        let root = Content::decode(value)?;
         let mut stopped = pace.step().is_break();
         if !stopped {
             collection.marks().mark(&self.store, &root.address, &mut |_| {
@@ -456,6 +462,19 @@ impl Volume {
             false => GARBAGE_BYTES_MIN.max(stored / GARBAGE_PART) <= garbage,
         }
     }
+}
+
+/// The content that an entry names: that of a live file, or an old version of one.
+fn content_of(key: &[u8], value: &[u8]) -> Result<Option<Content>, Error> {
+    let kept = match Key::decode(key)? {
+        Key::Content(_) => Some(value),
+        Key::Version { live, .. } => match Key::decode(live)? {
+            Key::Content(_) => version(value)?,
+            _ => None,
+        },
+        _ => None,
+    };
+    Ok(kept.map(Content::decode).transpose()?)
 }
 
 /// Collects when it was asked, or when it is worth it.

@@ -229,7 +229,7 @@ impl Volume {
                 if let Some(state) = self.counters.lock().collection_news() {
                     self.meta.amend(group, &Key::Collection, Some(state.encode()));
                 }
-                (self.meta.record(), counters)
+                (self.meta.record()?, counters)
             }
         };
         let position = self.append_record(&record);
