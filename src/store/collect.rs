@@ -104,6 +104,8 @@ struct Run {
     /// Packs below this one may be victims; all may, as long as nobody said so.
     below: AtomicU64,
     victims: RwLock<Option<HashSet<u64>>>,
+    /// Victims of which all that was marked has been put again.
+    clean: Mutex<BTreeSet<u64>>,
 }
 
 /// What a look-up for dedup asks whether a place counts.
@@ -130,7 +132,7 @@ impl Hook<'_> {
             Some(victims) => !victims.contains(&at.pack) || run.marks.has(at),
             None if run.below.load(Ordering::Acquire) <= at.pack => true,
             // What cannot be marked is not relied upon.
-            None => run.marks.set(inner, at).is_ok(),
+            None => run.marks.set(inner, at).is_ok() && run.marks.has(at),
         }
     }
 }
@@ -211,6 +213,7 @@ impl Store {
             marks: Marks::of(inner),
             below: AtomicU64::new(u64::MAX),
             victims: RwLock::new(None),
+            clean: Mutex::default(),
         });
         *inner.collecting.run.write() = Some(Arc::clone(&run));
         inner.collecting.is_on.store(true, Ordering::SeqCst);
@@ -237,9 +240,14 @@ impl<'a> Collection<'a> {
     }
 
     /// Names the position up to which the caller needs no commit record of the packs any more: only
-    /// packs of the log below that one's can go.
+    /// packs of the log below that one's can go, and of those only what was sealed when the
+    /// collection began: others may have chunks of roots that the caller does not know yet.
+    ///
+    /// Waits for the visits that may follow roots from before that position.
     pub fn candidates_below(&self, position: LogPosition) {
-        self.run.below.store(position.pack, Ordering::Release);
+        let below = position.pack.min(self.run.marks.sealed_below());
+        self.run.below.store(below, Ordering::Release);
+        self.inner().collecting.visits.wait();
     }
 
     /// Looks at all packs that can go: their garbage in bytes together, and those that are worth
@@ -355,6 +363,7 @@ impl<'a> Collection<'a> {
                 return Ok(Cleaned { stopped: true, ..cleaned });
             }
         }
+        self.run.clean.lock().extend(&cleaned.packs);
         Ok(cleaned)
     }
 
@@ -442,7 +451,8 @@ impl<'a> Collection<'a> {
         cleaned.packs.remove(&pack);
     }
 
-    /// Drops packs that are clean, or had nothing alive, after a commit; returns their bytes.
+    /// Drops packs that are clean, or have nothing alive, after a commit; returns their bytes.
+    /// Others stay: something may have been found again since they were chosen.
     pub fn drop_packs(&self, packs: &[u64]) -> Result<u64> {
         let inner = self.inner();
         let below = self.run.below.load(Ordering::Acquire);
@@ -451,6 +461,9 @@ impl<'a> Collection<'a> {
         for pack in packs.iter().copied().filter(|pack| *pack < below && self.is_victim(*pack)) {
             let Some(file) = self.log_pack(pack)? else { continue };
             let survey = self.survey(&file)?;
+            if 0 < survey.live_bytes && !self.run.clean.lock().contains(&pack) {
+                continue;
+            }
             sums.chunks += survey.sums.chunks;
             sums.bytes += survey.sums.bytes;
             lengths.push((pack, file.len));
@@ -465,9 +478,10 @@ impl<'a> Collection<'a> {
         for (pack, length) in lengths {
             // Without the pack its copies would count as what is left of one that was lost.
             inner.forget_copies(pack)?;
-            inner.files.lock().pop(&pack);
             let removed = inner.disk.remove_file(&pack::pack_path(pack));
             removed.map_err(Error::io("remove a pack"))?;
+            // An open handle would keep the space.
+            inner.files.lock().pop(&pack);
             let mut log = inner.log.lock();
             log.sealed_bytes = log.sealed_bytes.saturating_sub(length);
             log.packs = log.packs.saturating_sub(1);

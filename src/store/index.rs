@@ -109,6 +109,8 @@ pub struct Index {
     /// Slots of locations below this were dropped.
     dropped_below: AtomicU64,
     packs: RwLock<Packs>,
+    /// How often packs were taken out.
+    removals: AtomicU64,
     /// Held while runs are written; the number of the next run.
     saving: Mutex<u64>,
     volume_id: [u8; 16],
@@ -131,6 +133,7 @@ impl Index {
             covered: AtomicU64::new(0),
             dropped_below: AtomicU64::new(0),
             packs: RwLock::default(),
+            removals: AtomicU64::new(0),
             saving: Mutex::new(1),
             volume_id,
         }
@@ -189,6 +192,11 @@ impl Index {
         self.packs.read().has(pack)
     }
 
+    /// How often packs were taken out.
+    pub fn removals(&self) -> u64 {
+        self.removals.load(Ordering::Acquire)
+    }
+
     /// Takes all chunks of some packs out, which have `sums` together.
     pub fn remove_packs(&self, gone: &BTreeSet<u64>, sums: Totals) {
         {
@@ -197,6 +205,8 @@ impl Index {
             packs.gone.extend(gone);
             packs.gone_chunks += sums.chunks;
             packs.lowered = true;
+            // Under the lock: who finds a pack gone finds this, too.
+            self.removals.fetch_add(1, Ordering::AcqRel);
         }
         for shard in &self.shards {
             let mut shard = shard.write();

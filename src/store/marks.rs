@@ -143,6 +143,11 @@ impl Marks {
         self.kept.lock().contains(&pack)
     }
 
+    /// Packs below this one do not change any more, and did not when these marks were made.
+    pub(super) fn sealed_below(&self) -> u64 {
+        self.sealed_below
+    }
+
     /// Marks a place; says whether it was not marked before.
     pub(super) fn set(&self, inner: &Inner, at: Location) -> Result<bool> {
         if self.sealed_below <= at.pack {
@@ -210,10 +215,11 @@ impl Marks {
         Ok(())
     }
 
-    /// Whether all children of a tree are data chunks: it spans no more than that many.
+    /// Whether all children of a tree are sure to be data chunks: it spans no more than that many.
+    /// One child alone tells nothing, as it may be a tree that is as long.
     fn is_above_data(&self, inner: &Inner, tree: &Tree) -> bool {
         let chunk_bytes = inner.profile.chunk_bytes() as u64;
-        tree.span <= chunk_bytes * u64::from(inner.profile.branches)
+        tree.children.len() > 1 && tree.span <= chunk_bytes * u64::from(inner.profile.branches)
     }
 
     /// Marks the children of a tree that has only data chunks below it.

@@ -317,7 +317,8 @@ pub enum Finding {
     },
     /// Runs of the index were damaged or missing; it was built anew from the packs.
     IndexRebuilt,
-    /// A tree chunk was left out of the index, as a chunk below it is missing.
+    /// A tree chunk was left out of the index, as a chunk below it is missing. Told beside other
+    /// damage only: collections take the children of dead trees.
     TreeLeftOut {
         /// Its address.
         address: Address,

@@ -622,12 +622,22 @@ fn enter_early(inner: &Inner, mut early: Vec<Early>, findings: &mut Vec<Finding>
             }
         }
         if left.is_empty() || left.len() == before {
-            let lost = left.iter().map(|one| Finding::TreeLeftOut { address: one.address });
-            findings.extend(lost);
+            // Dead trees in packs that stayed lose their children to collections. That is no
+            // damage, and what a file needs is missed by those who look for it.
+            if findings.iter().any(is_damage) {
+                let lost = left.iter().map(|one| Finding::TreeLeftOut { address: one.address });
+                findings.extend(lost);
+            }
             return Ok(());
         }
         early = left;
     }
+}
+
+/// Whether something was lost, and not just a crash or a deleted index tidied up.
+fn is_damage(finding: &Finding) -> bool {
+    use Finding::{IndexRebuilt, PackSetAside, TailCut};
+    !matches!(finding, IndexRebuilt | PackSetAside { .. } | TailCut { .. })
 }
 
 fn read_early(inner: &Inner, address: &Address, at: Location) -> Result<Option<Tree>> {

@@ -166,6 +166,17 @@ impl Inner {
 
     /// Finds a chunk that is not in flight; with `runs`, on the disk too when memory has not all.
     pub(super) fn locate(&self, address: &Address, runs: bool) -> Result<Lookup> {
+        loop {
+            let removals = self.index.removals();
+            let found = self.locate_once(address, runs)?;
+            // Its pack may have gone after it was named, and before it was opened.
+            if matches!(found, Lookup::Found(..)) || removals == self.index.removals() {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn locate_once(&self, address: &Address, runs: bool) -> Result<Lookup> {
         let all = &mut |_| true;
         let first = self.confirm(address, &self.index.candidates(address), all)?;
         if matches!(first, Lookup::Found(..)) || !runs {
@@ -238,11 +249,10 @@ impl Inner {
         let children = tree.children.len();
         assert!(0 < children && children <= usize::from(u16::MAX), "a tree chunk has children");
         loop {
+            let hook = self.collecting.hook();
             let candidates = self.index.candidates(&address);
-            let found = {
-                let hook = self.collecting.hook();
-                self.confirm(&address, &candidates, &mut |at| hook.offers(self, at))?
-            };
+            let found = self.confirm(&address, &candidates, &mut |at| hook.offers(self, at))?;
+            drop(hook);
             if matches!(found, Lookup::Found(..)) {
                 return Ok(());
             }

@@ -255,7 +255,7 @@ fn a_full_disk_ends_it_and_loses_nothing() {
         let forest = half(small());
         forest.store.save_index().unwrap();
         let used = forest.disk.used_bytes().unwrap();
-        forest.disk.set_space(used + extra * 4096);
+        forest.disk.set_space(used + extra * 16384);
         match forest.collect(ALL) {
             Ok(_) => {}
             Err(Error::NoSpace) => ended += 1,
@@ -327,6 +327,8 @@ fn second_copies_go_with_their_pack() {
     let before = forest.copied().len();
     assert!(3 < before);
     forest.collect(ALL).unwrap();
+    forest.plant(7, Shape::of(700..760));
+    forest.commit().unwrap();
     forest.store.copy_trees().unwrap();
     let forest = forest.reopen();
     let copied = forest.copied();

@@ -98,7 +98,7 @@ pub struct Forest {
     pub options: Options,
     pub roots: Mutex<BTreeMap<u64, Shape>>,
     /// What a checkpoint would hold.
-    pub position: Mutex<LogPosition>,
+    pub position: Arc<Mutex<LogPosition>>,
 }
 
 /// Every pack with garbage.
@@ -119,7 +119,7 @@ impl Forest {
             |one: &Finding| matches!(one, Finding::TailCut { .. } | Finding::PackSetAside { .. });
         assert!(opened.findings.iter().all(usual), "{:?}", opened.findings);
         let disk = disk.clone();
-        let (roots, position) = (Mutex::new(BTreeMap::new()), Mutex::new(from));
+        let (roots, position) = (Mutex::new(BTreeMap::new()), Arc::new(Mutex::new(from)));
         Forest { disk, store: opened.store, options, roots, position }
     }
 

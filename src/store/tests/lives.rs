@@ -149,13 +149,13 @@ fn every_sync_may_be_the_last(options: Options) {
     [0, 2, 4].into_iter().for_each(|name| drop(forest.fell(name)));
     forest.commit().unwrap();
     let (roots, tried) = (forest.roots.lock().clone(), Arc::new(AtomicU64::new(0)));
-    let from = *forest.position.lock();
+    let from = Arc::clone(&forest.position);
     let (options, count) = (forest.options.clone(), Arc::clone(&tried));
     forest.disk.set_hook(Some(Box::new(move |disk: &SimDisk, event: Event| {
         let seed = event.number * 2 + u64::from(event.moment == Moment::After);
         let seed = seed + crate::testing::seed() * 1000;
         for keep in [Keep::Nothing, Keep::All, Keep::Random(seed)] {
-            let image = Forest::open(&disk.crash(keep), options.clone(), from);
+            let image = Forest::open(&disk.crash(keep), options.clone(), *from.lock());
             *image.roots.lock() = roots.clone();
             image.assert_sound();
             if count.fetch_add(1, Ordering::Relaxed) % 4 == 0 {
@@ -202,10 +202,10 @@ fn many_work_while_one_collects() {
             for thread in 0..3 {
                 let (forest, over) = (&forest, &over);
                 scope.spawn(move || {
+                    let _over = Over(over);
                     for round in 0..60_u64 {
                         work(forest, thread, round);
                     }
-                    over.store(true, Ordering::Release);
                 });
             }
             while !over.load(Ordering::Acquire) {
@@ -218,6 +218,15 @@ fn many_work_while_one_collects() {
         forest.assert_sound();
         forest.collect(ALL).unwrap();
         forest.rebuilt().assert_sound();
+    }
+}
+
+/// Says that a thread is over, however it ends.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 

@@ -59,8 +59,8 @@ proptest! {
             prop_assert!(marks.has(location));
         }
         let below = forest.position.lock().pack;
-        let sealed = forest.places(below).into_iter().map(|(address, _)| address);
-        let sealed: BTreeSet<Address> = sealed.filter(|one| reach.contains(one)).collect();
+        let sealed = newest.iter().filter(|(one, at)| at.pack < below && reach.contains(one));
+        let sealed: BTreeSet<Address> = sealed.map(|(address, _)| *address).collect();
         prop_assert_eq!(marked(&forest, &marks), sealed);
     }
 }
