@@ -3,7 +3,7 @@
 //! Owns [`Volume`]. Its operations stand in `names` and `rename` (create, move, remove), `attrs`,
 //! `xattrs` and `flags` (attributes), `io` (read, write), `ranges` (copies, holes), `flush` (dirty
 //! layers become roots), `commit` (groups become durable) and `image`; `rebuild` is for a volume
-//! whose metadata is lost; `acl` knows access control lists;
+//! whose metadata is lost; `snapshots` keeps what was; `acl` knows access control lists;
 //! `node`, `dirty` and `budget` hold what they share.
 //!
 //! Invariants: (1) an operation first gets all that it may wait for (dirty space, room in the
@@ -46,6 +46,7 @@ mod node;
 mod ranges;
 mod rebuild;
 mod rename;
+mod snapshots;
 mod space;
 mod status;
 mod superblock;
@@ -60,6 +61,7 @@ pub use error::Error;
 pub use flags::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NO_ATIME, FLAG_NO_DUMP};
 pub use flush::content_root;
 pub use rebuild::{Rebuilt, metadata_damage, rebuild_metadata};
+pub use snapshots::{SNAPSHOTS, SNAPSHOTS_NAME, SnapshotInfo};
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
 pub use types::*;
 pub use xattrs::is_acl;
@@ -88,6 +90,8 @@ pub struct Volume {
     commits: commit::Commits,
     counters: Mutex<commit::Counts>,
     copies: ranges::Copies,
+    snapshots: snapshots::Snapshots,
+    alone: snapshots::Alone,
     /// Bytes of all commit records when the next image of the metadata is due.
     image_due_at: AtomicU64,
     closed: AtomicBool,
@@ -153,6 +157,9 @@ impl Volume {
         if volume.options.background {
             volume.start_threads();
         }
+        if !volume.options.read_only && !volume.options.repairing {
+            volume.go_on_purging()?;
+        }
         Ok(volume)
     }
 
@@ -194,6 +201,7 @@ impl Volume {
         }
         opened.store.load_bad(bad_chunks(&meta)?);
         let counters = commit::Counts::load(&meta)?;
+        let snapshots = snapshots::Snapshots::load(&meta)?;
         // What cannot be read gets no image, and is no reason to refuse the volume.
         let image_due_at = image::next_due(&meta, options.image_bytes_min).unwrap_or(u64::MAX);
         Ok(Volume {
@@ -209,6 +217,8 @@ impl Volume {
             commits: commit::Commits::default(),
             counters: Mutex::new(counters),
             copies: ranges::Copies::default(),
+            snapshots,
+            alone: snapshots::Alone::new(),
             image_due_at: AtomicU64::new(image_due_at),
             closed: AtomicBool::new(false),
             lock: Mutex::new(lock),
@@ -311,8 +321,11 @@ impl Volume {
         if self.closed.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// The entry of an inode that must be there.
+    /// The entry of an inode that must be there, and lives.
     fn inode(&self, ino: Ino) -> Result<Inode, Error> {
+        if self.is_old(ino) {
+            return Err(Error::ReadOnly);
+        }
         match self.meta.get(&Key::Inode(ino))? {
             Some(bytes) => Ok(Inode::decode(&bytes)?),
             None => Err(Error::Stale),
