@@ -61,7 +61,10 @@ pub use error::Error;
 pub use flags::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NO_ATIME, FLAG_NO_DUMP};
 pub use flush::content_root;
 pub use rebuild::{Rebuilt, metadata_damage, rebuild_metadata};
-pub use snapshots::{SNAPSHOTS, SNAPSHOTS_NAME, SnapshotInfo};
+pub use snapshots::{
+    Change, Difference, EachDifference, EachName, Keeper, Plan, Policy, Restored, SNAPSHOTS,
+    SNAPSHOTS_NAME, SnapshotInfo, utc,
+};
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
 pub use types::*;
 pub use xattrs::is_acl;

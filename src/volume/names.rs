@@ -372,6 +372,10 @@ impl Volume {
         if gone || state.lookups != 0 || state.opens != 0 {
             return Ok(());
         }
+        // A tree that was replaced: its names go first.
+        if !self.is_empty(node.ino)? {
+            return Ok(());
+        }
         let filled = self.root_of(node.ino, &mut state)?.filled;
         let names = self.listxattr(node.ino)?;
         let group = self.meta.enter();
@@ -411,10 +415,7 @@ impl Volume {
             ControlFlow::Continue(())
         })?;
         for ino in orphans {
-            let node = self.nodes.get(ino);
-            let destroyed = self.destroy(&node);
-            self.nodes.put(node);
-            destroyed?;
+            self.remove_tree(ino)?;
             self.make_group_room(Wait::Yes)?;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Snapshots: made, listed, deleted, and what is left of deleted ones purged.
 //!
-//! Owns [`Snapshots`], the names of those that can be read. `view` lets them be browsed.
+//! Owns [`Snapshots`], the names of those that can be read. `view` lets them be browsed,
+//! `diff` compares them, `restore` brings back what was.
 //!
 //! A snapshot is made by one commit: its entry stands in the record of the group that is the last
 //! of its epoch (`meta`, versions). It is deleted by one commit as well, which flags it; then what
@@ -11,7 +12,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use super::names::check_name;
 use super::{Error, Volume, Wait};
@@ -19,8 +19,14 @@ use crate::meta::{Key, KeyRange, Meta, Snapshot};
 use crate::sys::Timestamp;
 use crate::sys::locks::{Mutex, RwLock};
 
+mod diff;
+mod policy;
+mod restore;
 mod view;
 
+pub use diff::{Change, Difference, EachDifference};
+pub use policy::{Keeper, Plan, Policy, utc};
+pub use restore::{EachName, Restored};
 pub(super) use view::{Alone, is_reserved};
 pub use view::{SNAPSHOTS, SNAPSHOTS_NAME};
 
@@ -58,6 +64,8 @@ pub(super) struct Snapshots {
     list: RwLock<List>,
     /// Held by the one who makes or deletes one.
     changing: Mutex<()>,
+    /// Held by those who read a snapshot at length, and for writing by who deletes one.
+    in_use: RwLock<()>,
     /// Held by the one who purges.
     purging: Mutex<()>,
 }
@@ -147,10 +155,11 @@ impl Volume {
 
     /// Deletes a snapshot: nobody reads it from then on, and a crash does not bring it back. What
     /// only it kept is removed afterwards.
-    pub fn snapshot_delete(self: &Arc<Self>, name: &[u8]) -> Result<(), Error> {
+    pub fn snapshot_delete(&self, name: &[u8]) -> Result<(), Error> {
         self.begin_change(Wait::Yes)?;
         {
             let _changing = self.snapshots.changing.lock();
+            let _unused = self.snapshots.in_use.write();
             let info = self.snapshot(name)?;
             let entry = Snapshot {
                 deleting: true,

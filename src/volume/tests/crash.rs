@@ -17,7 +17,7 @@ use crate::sys::overlay::OverlayDisk;
 use crate::sys::sim::{Keep, Moment};
 
 /// How many kinds of steps there are.
-pub(super) const KINDS: u8 = 21;
+pub(super) const KINDS: u8 = 22;
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -111,6 +111,24 @@ pub(super) fn extract_below(volume: &Volume, root: Ino) -> Snapshot {
         }
         let Attr { mode, uid, nlink, mtime, ctime, .. } = attr;
         found.insert(living(ino), Entry { body, mode, uid, nlink, mtime, ctime, xattrs });
+    }
+    found
+}
+
+/// What hangs below an inode, by path, without numbers, counts and the times that a move changes.
+fn shape(state: &Snapshot, top: u64) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![(String::new(), top)];
+    while let Some((path, ino)) = todo.pop() {
+        let Entry { body, mode, uid, mtime, xattrs, .. } = &state[&ino];
+        let body = match body {
+            Body::Dir(names) => {
+                todo.extend(names.iter().map(|(name, &ino)| (format!("{path}/{name}"), ino)));
+                "a directory".to_owned()
+            }
+            other => format!("{other:?}"),
+        };
+        found.insert(path, format!("{body} {mode:o} {uid} {mtime:?} {xattrs:?}"));
     }
     found
 }
@@ -312,6 +330,38 @@ impl Worker {
         true
     }
 
+    /// Restores the root, or a name in it; what it was is compared, what it is becomes the model.
+    fn restore(&mut self, a: u16, b: u16, c: u16) -> bool {
+        let at = usize::from(a) % self.copies.len().max(1);
+        let Some((snapshot, copy)) = self.copies.iter().nth(at) else { return false };
+        let Body::Dir(names) = &copy[&Ino::ROOT.0].body else { panic!("the root") };
+        let (path, old) = match names.iter().nth(usize::from(b) % names.len().max(1)) {
+            Some((name, ino)) if !c.is_multiple_of(3) => (name.as_str(), *ino),
+            _ => ("", Ino::ROOT.0),
+        };
+        let mut renewed = 0;
+        self.volume
+            .restore(snapshot.as_bytes(), path.as_bytes(), &mut |_, _| renewed += 1)
+            .unwrap();
+        assert!(path.is_empty() || renewed == 1);
+        let state = extract(&self.volume);
+        let new = match path {
+            "" => Ino::ROOT.0,
+            name => Model::of(state.clone()).find(Ino::ROOT.0, name).unwrap(),
+        };
+        assert_eq!(shape(&state, new), shape(copy, old));
+        let gone: Vec<u64> =
+            self.model.live.keys().filter(|ino| !state.contains_key(ino)).copied().collect();
+        for ino in gone {
+            if let Some(count) = self.held.remove(&ino) {
+                self.volume.forget(Ino(ino), count);
+            }
+        }
+        self.history.push(state.clone());
+        self.model.live = state;
+        true
+    }
+
     fn pick(from: &[u64], number: u16) -> Option<u64> {
         from.get(usize::from(number) % from.len().max(1)).copied()
     }
@@ -369,6 +419,7 @@ impl Worker {
                 return true;
             }
             (20, _) => return self.delete_snapshot(a),
+            (21, _) => return self.restore(a, b, c),
             _ => {}
         }
         false

@@ -360,3 +360,137 @@ fn without_space_the_snapshot_waits_with_its_group() {
     assert_eq!(extract_snapshot(&bench.volume, b"s"), copy);
     assert_clean(&bench.disk, &bench.clock, false, "after a lack of space");
 }
+
+fn diff(volume: &Volume, from: &str, to: Option<&str>) -> BTreeMap<String, Difference> {
+    let mut found = BTreeMap::new();
+    volume
+        .snapshot_diff(from.as_bytes(), to.map(str::as_bytes), &mut |difference| {
+            let path = String::from_utf8(difference.path.clone()).unwrap();
+            let kind = if difference.change == Change::Removed { "-" } else { "+" };
+            assert!(found.insert(format!("{kind}{path}"), difference).is_none(), "{path} twice");
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    found
+}
+
+#[test]
+fn a_diff_names_what_was_added_removed_and_changed() {
+    let bench = furnished();
+    let volume = &bench.volume;
+    volume.snapshot_create(b"one").unwrap();
+    assert!(diff(volume, "one", None).is_empty());
+    upset(&bench);
+    let live = diff(volume, "one", None);
+    volume.snapshot_create(b"two").unwrap();
+    let found = diff(volume, "one", Some("two"));
+    assert_eq!(live, found);
+    assert_eq!(diff(volume, "two", None).len(), 0);
+    assert_eq!(diff(volume, "two", Some("one")).len(), found.len());
+    let file = &found["+file"];
+    assert_eq!((file.size_before, file.size_after), (600_013, 40_000));
+    let Change::Changed { content_bytes, attributes: true, xattrs: true } = file.change else {
+        panic!("{file:?}")
+    };
+    // Of the head the chunks that were written; behind the cut all.
+    assert!((560_013..590_000).contains(&content_bytes), "{content_bytes}");
+    assert_eq!(found["+moved"].change, Change::Added);
+    assert_eq!(found["-dir/fifo"].change, Change::Removed);
+    assert_eq!(found["-dir/n99"].change, Change::Removed);
+    assert_eq!(found["+renamed/n99"].change, Change::Added);
+    assert!(!found.contains_key("+renamed/n50") && found.contains_key("+"));
+    assert!(matches!(
+        volume.snapshot_diff(b"x", None, &mut |_| ControlFlow::Break(())),
+        Err(Error::NotFound)
+    ));
+    let mut shown = 0;
+    volume
+        .snapshot_diff(b"one", None, &mut |_| {
+            shown += 1;
+            if shown == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .unwrap();
+    assert_eq!(shown, 3);
+}
+
+#[test]
+fn a_path_is_restored_and_shares_its_chunks() {
+    let mut bench = furnished();
+    bench.volume.snapshot_create(b"s").unwrap();
+    upset(&bench);
+    let volume = Arc::clone(&bench.volume);
+    volume.sync().unwrap();
+    let chunks = volume.status().unwrap().chunks;
+    let mut renewed = Vec::new();
+    let restored =
+        volume.restore(b"s", b"file", &mut |dir, name| renewed.push((dir, name.to_vec())));
+    assert_eq!(restored.unwrap().files, 1);
+    assert_eq!(renewed, [(Ino::ROOT, b"file".to_vec())]);
+    let dir = volume.restore(b"s", b"/dir/", &mut |_, _| {}).unwrap();
+    assert_eq!(dir.files, 104, "the second name of the file is a file of its own");
+    assert_eq!(volume.status().unwrap().chunks, chunks);
+    let changed = diff(&volume, "s", None);
+    let names: Vec<&str> = changed.keys().map(String::as_str).collect();
+    let renamed = names.iter().filter(|name| name.starts_with("+renamed")).count();
+    // The directory above tells of its changes.
+    assert_eq!(renamed + 3, names.len(), "{names:?}");
+    assert!(["+", "+moved", "+new"].iter().all(|name| names.contains(name)));
+    assert!(matches!(volume.restore(b"s", b"new", &mut |_, _| {}), Err(Error::NotFound)));
+    assert!(matches!(volume.restore(b"t", b"file", &mut |_, _| {}), Err(Error::NotFound)));
+    drop(volume);
+    bench.reopen();
+    assert_clean(&bench.disk, &bench.clock, true, "after a restore");
+}
+
+#[test]
+fn the_whole_volume_is_restored() {
+    let mut bench = furnished();
+    let root = Ino::ROOT;
+    let (any, yes) = (XattrMode::Any, Wait::Yes);
+    bench.volume.setxattr(root, b"user.root", b"1", any, yes).unwrap();
+    bench.volume.snapshot_create(b"s").unwrap();
+    upset(&bench);
+    bench.volume.setxattr(root, b"user.root", b"2", any, yes).unwrap();
+    bench.volume.setxattr(root, b"user.more", b"2", any, yes).unwrap();
+    let files = bench.volume.snapshots()[0].files;
+    let restored = bench.volume.restore(b"s", b"", &mut |dir, _| assert_eq!(dir, root)).unwrap();
+    assert_eq!(restored.files, files);
+    assert_eq!(diff(&bench.volume, "s", None), BTreeMap::new());
+    // The bench held references of all that was there.
+    bench.reopen();
+    assert_eq!(bench.volume.status().unwrap().files, files, "nothing is left of what was there");
+    let file = bench.find("file").unwrap();
+    assert_eq!(bench.volume.getattr(file).unwrap().nlink, 2);
+    bench.volume.snapshot_delete(b"s").unwrap();
+    bench.reopen();
+    assert_eq!(bench.read_all(file)[..30_000], noise(1, 30_000));
+    assert_clean(&bench.disk, &bench.clock, true, "after a restore of all");
+}
+
+/// What the kernel still holds of a tree that was replaced stays until it is forgotten.
+#[test]
+fn what_is_replaced_stays_as_long_as_it_is_used() {
+    let bench = furnished();
+    let volume = &bench.volume;
+    volume.snapshot_create(b"s").unwrap();
+    let dir = volume.lookup(Ino::ROOT, b"dir").unwrap().ino;
+    let file = volume.lookup(dir, b"other name").unwrap().ino;
+    volume
+        .open_file(file, OpenFlags { write: true, ..OpenFlags::default() }, ROOT, Wait::Yes)
+        .unwrap();
+    volume.unlink(Ino::ROOT, b"file", Wait::Yes).unwrap();
+    volume.restore(b"s", b"", &mut |_, _| {}).unwrap();
+    bench.write(file, 0, b"still there");
+    assert_eq!(volume.read(file, 0, 11).unwrap(), b"still there");
+    assert_eq!((volume.getattr(file).unwrap().nlink, volume.getattr(dir).unwrap().nlink), (0, 0));
+    assert!(matches!(volume.lookup(dir, b"n1"), Err(Error::NotFound)));
+    volume.sync().unwrap();
+    assert_clean(&bench.disk, &bench.clock, false, "in use");
+    volume.release(file, true);
+    volume.forget(file, 9);
+    volume.forget(dir, 9);
+    volume.sync().unwrap();
+    assert!(matches!(volume.getattr(file), Err(Error::Stale)));
+    assert!(matches!(volume.getattr(dir), Err(Error::Stale)));
+    assert_clean(&bench.disk, &bench.clock, false, "forgotten");
+}
