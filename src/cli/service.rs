@@ -4,6 +4,7 @@
 //! mount from read-only to writable: the volume is opened for writing in place.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::control::{Answer, CheckSummary, Figures, Place, Request, Server};
@@ -23,6 +24,8 @@ pub struct Service {
     options: Options,
     mount: OnceLock<Arc<Mounted>>,
     checks: Scrub,
+    /// As the last remount left it; 0 for none.
+    quota_bytes: AtomicU64,
 }
 
 impl Service {
@@ -50,7 +53,8 @@ impl Service {
         };
         let checks = Scrub::start(&volume, Arc::new(RealClock::new()), schedule);
         let checks = checks.map_err(Error::Daemon)?;
-        Ok(Service { volume, path, options, mount: OnceLock::new(), checks })
+        let quota_bytes = AtomicU64::new(options.quota_bytes.unwrap_or(0));
+        Ok(Service { volume, path, options, mount: OnceLock::new(), checks, quota_bytes })
     }
 
     /// Ends a check that is under way: to be called before the volume is closed.
@@ -144,6 +148,10 @@ impl Service {
     fn remount(&self, server: &Server, list: &str) -> Result<(), String> {
         let asked = options::parse(list)?;
         self.options.refuse_changes(&asked)?;
+        if let Some(bytes) = asked.quota_bytes {
+            self.quota_bytes.store(bytes, Ordering::Relaxed);
+            self.volume.set_quota(bytes);
+        }
         if asked.read_only == Some(false) && !self.volume.is_writable() {
             self.make_writable(server).map_err(|error| error.line())?;
             tracing::info!("{} is open for writing from here on", self.path.display());
@@ -164,7 +172,8 @@ impl Service {
 
     fn make_writable(&self, server: &Server) -> Result<(), Error> {
         let disk = place::disk(&self.path)?;
-        let options = open_options(&self.options, false);
+        let quota_bytes = Some(self.quota_bytes.load(Ordering::Relaxed));
+        let options = open_options(&Options { quota_bytes, ..self.options.clone() }, false);
         self.volume
             .make_writable(disk, Arc::new(RealClock::new()), options)
             .map_err(|error| Error::Volume { path: self.path.clone(), error })?;
@@ -185,6 +194,7 @@ pub fn open_options(options: &Options, read_only: bool) -> OpenOptions {
         commit_interval_ms: commit_ms.unwrap_or(defaults.commit_interval_ms),
         atime: options.atime.unwrap_or(defaults.atime),
         dir_atime: options.dir_atime.unwrap_or(defaults.dir_atime),
+        quota_bytes: options.quota_bytes.filter(|&bytes| bytes != 0),
         ..defaults
     }
 }

@@ -145,8 +145,26 @@ fn table(figures: &Figures, now: u64) -> String {
                 ratio(status.logical_bytes, status.stored_bytes)
             ),
         ),
-        ("on disk", size(status.physical_bytes)),
+        (
+            "of that",
+            format!(
+                "{} packs, {} metadata, {} index",
+                size(status.pack_bytes),
+                size(status.metadata_bytes),
+                size(status.index_bytes)
+            ),
+        ),
+        (
+            "on disk",
+            format!(
+                "{:<11}  {} of it kept in reserve",
+                size(status.physical_bytes),
+                size(status.reserve_bytes)
+            ),
+        ),
         ("garbage", garbage),
+        ("quota", status.quota_bytes.map_or("none".to_owned(), size)),
+        ("room", size(status.available_bytes)),
         ("unstored", size(status.dirty_bytes)),
         ("copies", copies),
         ("commits", status.commits.to_string()),
@@ -181,7 +199,13 @@ mod tests {
             unique_bytes: 2 << 20,
             chunks: 512,
             stored_bytes: 1 << 20,
+            pack_bytes: 900 << 10,
+            metadata_bytes: 100 << 10,
+            index_bytes: 24 << 10,
             physical_bytes: 2 << 20,
+            reserve_bytes: 1 << 20,
+            quota_bytes: Some(1 << 30),
+            available_bytes: 1 << 29,
             garbage_bytes: None,
             commits: 7,
             dirty_bytes: 0,
@@ -203,6 +227,10 @@ mod tests {
             "4.00x in all",
             "1.0 GiB",
             "2 requests",
+            "1.0 MiB of it kept in reserve",
+            "900.0 KiB packs",
+            "quota     1.0 GiB",
+            "room      512.0 MiB",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }

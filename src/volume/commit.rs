@@ -171,11 +171,14 @@ impl Volume {
             MutexGuard::unlock_fair(running);
             return Ok(());
         }
-        let result = self.commit_running(&mut running);
+        let result = self.with_reserve(|| self.commit_running(&mut running));
         // To those who wait already, so that the next commit takes all of them along.
         MutexGuard::unlock_fair(running);
         match &result {
-            Ok(()) => self.budget.set_failing(None),
+            Ok(()) => {
+                self.budget.set_failing(None);
+                self.keep_reserve();
+            }
             Err(error) => self.note_failure(error),
         }
         result
@@ -204,9 +207,11 @@ impl Volume {
         }
         if self.meta.wants_take_in() && !self.options.background {
             self.meta.take_in()?;
+            self.space.forget();
         }
         self.note_bad_chunks();
         let cut = self.meta.cut(false, |group| {
+            self.space.cut();
             let counters = self.counters.lock().at_cut();
             (self.commits.dirty.lock().remove(&group).unwrap_or_default(), counters)
         });
@@ -234,6 +239,7 @@ impl Volume {
         }
         self.meta.committed(position?);
         self.counters.lock().committed(group, counters);
+        self.space.committed();
         running.durable = group.0;
         self.commits.unlist_clean();
         if let Some(cut) = running.cut.take() {
@@ -366,8 +372,8 @@ impl Volume {
     }
 
     pub(super) fn take_in(&self) {
-        if let Err(error) = self.meta.take_in() {
-            self.note_failure(&Error::from(error));
+        if let Err(error) = self.with_reserve(|| Ok(self.meta.take_in()?)) {
+            self.note_failure(&error);
             return;
         }
         if let Err(error) = self.store.save_index() {

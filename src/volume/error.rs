@@ -66,6 +66,9 @@ pub enum Error {
     /// The filesystem below the volume is full.
     #[error("no space left on the filesystem that holds the volume: free some there")]
     NoSpace,
+    /// The volume stores as much as it may.
+    #[error("the volume's quota is reached: remove files, or mount it with a larger quota")]
+    QuotaReached,
     /// The operation would have to wait and was asked not to. Nothing has changed.
     #[error("the operation would have to wait")]
     WouldWait,
@@ -158,7 +161,12 @@ pub enum Error {
 impl From<meta::Error> for Error {
     fn from(error: meta::Error) -> Error {
         match error {
-            meta::Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            meta::Error::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
                 Error::NoSpace
             }
             other => Error::Meta(other),

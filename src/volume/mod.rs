@@ -32,6 +32,7 @@ mod acl;
 mod adopt;
 mod attrs;
 mod budget;
+mod charge;
 mod commit;
 mod dirty;
 mod error;
@@ -46,6 +47,7 @@ mod node;
 mod ranges;
 mod rebuild;
 mod rename;
+mod reserve;
 mod space;
 mod status;
 mod superblock;
@@ -83,6 +85,7 @@ pub struct Volume {
     nodes: Arc<node::Nodes>,
     budget: budget::Budget,
     access: access::Rule,
+    charges: charge::Charges,
     space: space::Space,
     flushers: flush::Queue,
     commits: commit::Commits,
@@ -148,7 +151,9 @@ impl Volume {
     fn begin(self) -> Result<Arc<Volume>, Error> {
         let volume = Arc::new(self);
         if !volume.options.read_only && !volume.options.repairing {
+            volume.space.reserve.open(volume.disk.as_ref());
             volume.remove_orphans()?;
+            volume.keep_reserve();
         }
         if volume.options.background {
             volume.start_threads();
@@ -204,7 +209,8 @@ impl Volume {
             nodes: Arc::default(),
             budget: budget::Budget::new(options.dirty_bytes_max),
             access: access::Rule::new(&options),
-            space: space::Space::default(),
+            charges: charge::Charges::new(superblock.profile, superblock.tree_copies),
+            space: space::Space::new(options.quota_bytes),
             flushers: flush::Queue::default(),
             commits: commit::Commits::default(),
             counters: Mutex::new(counters),

@@ -23,7 +23,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nix::fcntl::{AtFlags, OFlag, PosixFadviseAdvice, openat, posix_fadvise, posix_fallocate, renameat};
+use nix::fcntl::{
+    AtFlags, OFlag, PosixFadviseAdvice, openat, posix_fadvise, posix_fallocate, renameat,
+};
 use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};

@@ -115,9 +115,8 @@ impl Content {
 
     /// Bytes of new pages that writing `count` bytes at `offset` would take.
     pub(super) fn growth(&self, offset: u64, count: usize) -> u64 {
-        let absent = |piece: &Piece| {
-            self.allocated <= piece.page && !self.pages.contains_key(&piece.page)
-        };
+        let absent =
+            |piece: &Piece| self.allocated <= piece.page && !self.pages.contains_key(&piece.page);
         pieces(offset, count).filter(absent).count() as u64 * PAGE_BYTES
     }
 
