@@ -24,6 +24,9 @@ use crate::sys::locks::Mutex;
 /// A reading is used for this long: others fill the filesystem below as well.
 const REREAD_AFTER: Duration = Duration::from_millis(100);
 
+/// And until this many bytes were admitted on it.
+const REREAD_BYTES: u64 = 4 << 20;
+
 /// The reserve has at most this many bytes: a pack that a collection appends anew.
 const RESERVE_BYTES_MAX: u64 = 64 << 20;
 
@@ -79,7 +82,7 @@ pub(super) struct Space {
 
 #[derive(Debug, Default)]
 struct State {
-    reading: Option<(Reading, Duration)>,
+    reading: Option<Reading>,
     promises: Promises,
 }
 
@@ -105,6 +108,10 @@ struct Reading {
     missing: u64,
     /// 0 for none.
     quota: u64,
+    /// When it was taken, by the clock that never goes back.
+    taken_at: Duration,
+    /// What was admitted on it since.
+    admitted: u64,
 }
 
 impl Reading {
@@ -204,7 +211,7 @@ impl Volume {
         let bytes = bytes.saturating_add(SLACK_BYTES);
         let mut settled = false;
         loop {
-            let reading = self.reading(wait)?;
+            let reading = self.reading(bytes, wait)?;
             let room = reading.room() + i128::from(need.allowance(reading.reserve));
             let mut state = self.space.state.lock();
             let promised = self.promised(&state.promises);
@@ -212,6 +219,9 @@ impl Volume {
                 // The slack is not promised: it would add up to more than it is for.
                 let bytes = bytes - SLACK_BYTES;
                 state.promises.entering = state.promises.entering.saturating_add(bytes);
+                if let Some(reading) = &mut state.reading {
+                    reading.admitted = reading.admitted.saturating_add(bytes);
+                }
                 return Ok(Admitted { space: &self.space, bytes });
             }
             drop(state);
@@ -224,6 +234,11 @@ impl Volume {
             self.settle_promises()?;
             settled = true;
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn promised_bytes(&self) -> u64 {
+        self.promised(&self.space.state.lock().promises)
     }
 
     /// Commits what was promised, and lets the checkpoint take it in.
@@ -248,11 +263,13 @@ impl Volume {
         content.saturating_add(charge::entries(unstored.changed, unstored.committed, checkpoint))
     }
 
-    /// The last reading, or a new one.
-    fn reading(&self, wait: Wait) -> Result<Reading, Error> {
+    /// The last reading, or a new one, to admit `bytes`.
+    fn reading(&self, bytes: u64, wait: Wait) -> Result<Reading, Error> {
         let now = self.clock.monotonic();
-        if let Some((reading, taken_at)) = self.space.state.lock().reading
-            && now.saturating_sub(taken_at) < REREAD_AFTER
+        let last = self.space.state.lock().reading;
+        if let Some(reading) = last
+            && now.saturating_sub(reading.taken_at) < REREAD_AFTER
+            && reading.admitted.saturating_add(bytes) < REREAD_BYTES
         {
             return Ok(reading);
         }
@@ -262,7 +279,7 @@ impl Volume {
         }
         let reading = self.read_space()?;
         if known {
-            self.space.state.lock().reading = Some((reading, now));
+            self.space.state.lock().reading = Some(reading);
         }
         Ok(reading)
     }
@@ -292,7 +309,8 @@ impl Volume {
             false => reserve_bytes(total, stored),
         };
         let missing = self.space.reserve.missing(reserve);
-        Ok(Reading { space, stored, reserve, missing, quota })
+        let taken_at = self.clock.monotonic();
+        Ok(Reading { space, stored, reserve, missing, quota, taken_at, admitted: 0 })
     }
 
     /// Makes the reserve as large as it should be, if there is room for that.
@@ -326,7 +344,7 @@ impl Volume {
 
     /// Whether what the kernel may hold could find no room: it is then to hold nothing more.
     pub fn is_room_low(&self) -> bool {
-        let Ok(reading) = self.reading(Wait::No) else { return false };
+        let Ok(reading) = self.reading(0, Wait::No) else { return false };
         let low = LOW_BYTES.min(reading.total() / LOW_PART);
         !self.options.read_only && reading.room() < i128::from(low)
     }
@@ -364,7 +382,8 @@ mod tests {
     fn reading(available: u64, stored: u64, missing: u64, quota: u64) -> Reading {
         let (free_bytes, available_bytes) = (available, available);
         let space = sys::Space { total_bytes: 100 * MIB, free_bytes, available_bytes };
-        Reading { space, stored, reserve: 8 * MIB, missing, quota }
+        let taken_at = Duration::ZERO;
+        Reading { space, stored, reserve: 8 * MIB, missing, quota, taken_at, admitted: 0 }
     }
 
     #[test]

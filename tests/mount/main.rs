@@ -21,6 +21,7 @@ mod plain;
 mod pressure;
 mod processes;
 mod programs;
+mod quota;
 mod random;
 mod ranges;
 mod rights;

@@ -24,6 +24,7 @@ mod rebuild;
 mod schedules;
 mod small;
 mod soak;
+mod space;
 mod superblocks;
 mod threads;
 
