@@ -95,7 +95,7 @@ impl<'a> Entries<'a> {
             }
             Key::Xattr { ino, name } => self.xattrs.push((ino, name.to_vec())),
             Key::Orphan(ino) => drop(self.orphans.insert(ino)),
-            Key::BadChunk(_) | Key::Check | Key::Image(_) => {}
+            Key::BadChunk(_) | Key::Check | Key::Collection | Key::Image(_) => {}
         }
         Ok(())
     }

@@ -113,6 +113,8 @@ pub fn online(
         return Ok(Report { findings, files: 0, chunks, bytes, healed, stopped: true });
     }
     volume.sync()?;
+    // What it names stays where it is, whatever is removed meanwhile.
+    let _visit = volume.store().visit();
     let frozen = volume.meta().frozen()?;
     let doubts = !findings.is_empty();
     let check = Check { bytes, healed, doubts, ..Check::new(volume, &frozen, findings) };

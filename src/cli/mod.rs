@@ -8,9 +8,11 @@
 mod check;
 mod control;
 mod daemon;
+mod du;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod gc;
 mod hash;
 mod log;
 mod mkfs;
@@ -65,6 +67,10 @@ enum Command {
     Status(status::Arguments),
     /// Verify a volume that is not mounted
     Check(check::Arguments),
+    /// Show what files take, and what would be free without them
+    Du(du::Arguments),
+    /// Give the space of deleted data back now
+    Gc(gc::Arguments),
     /// Print the root of a file
     Hash(hash::Arguments),
 }
@@ -104,6 +110,8 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Sync(arguments) => sync::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Check(arguments) => check::run(arguments),
+        Command::Du(arguments) => du::run(arguments),
+        Command::Gc(arguments) => gc::run(arguments),
         Command::Hash(arguments) => hash::run(arguments),
     }
 }
@@ -140,6 +148,9 @@ mod tests {
             "pyramidfs sync /m",
             "pyramidfs status /v --json",
             "pyramidfs check /v --read-data --json",
+            "pyramidfs gc /v --dry-run --json",
+            "pyramidfs du /m/a /m/b --json",
+            "pyramidfs du --volume /v a/b",
             "pyramidfs hash - --profile swarm",
         ] {
             assert!(parse(line).is_ok(), "{line}");
@@ -151,7 +162,7 @@ mod tests {
         let line = |words| one_line(&parse(words).unwrap_err().to_string());
         assert!(line("pyramidfs mount /v /m -o cache=lots").contains("is no size"));
         assert!(line("pyramidfs mkfs").ends_with("not provided: <VOLUME>"));
-        assert!(!line("pyramidfs gc /v").starts_with("error"));
+        assert!(!line("pyramidfs collect /v").starts_with("error"));
     }
 
     #[test]
@@ -166,7 +177,8 @@ mod tests {
             "pyramidfs mount /v /m --cache lots",
             "pyramidfs mount /v /m -o cache=lots",
             "pyramidfs mount /v /m -t ext4",
-            "pyramidfs gc /v",
+            "pyramidfs collect /v",
+            "pyramidfs gc",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

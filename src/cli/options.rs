@@ -84,6 +84,8 @@ pub struct Options {
     pub check_rate_bytes: Option<u64>,
     /// `quota=SIZE`: bytes that the volume may store; 0 is no limit.
     pub quota_bytes: Option<u64>,
+    /// `gc` or `nogc`: whether space of deleted data comes back by itself.
+    pub collects: Option<bool>,
     /// `log=FILE`.
     pub log: Option<PathBuf>,
     /// `subtype=pyramidfs` or `subtype=none`: the type in mountinfo, with or without a name.
@@ -113,6 +115,7 @@ impl Options {
         self.check_interval = other.check_interval.or(self.check_interval);
         self.check_rate_bytes = other.check_rate_bytes.or(self.check_rate_bytes);
         self.quota_bytes = other.quota_bytes.or(self.quota_bytes);
+        self.collects = other.collects.or(self.collects);
         self.log = other.log.clone().or(self.log.take());
         self.subtype = other.subtype.or(self.subtype);
         self.remount |= other.remount;
@@ -153,6 +156,7 @@ impl Options {
             ("commit", differs(&self.commit_interval, &asked.commit_interval)),
             ("check", differs(&self.check_interval, &asked.check_interval)),
             ("check_rate", differs(&self.check_rate_bytes, &asked.check_rate_bytes)),
+            ("gc", differs(&self.collects, &asked.collects)),
             ("log", differs(&self.log, &asked.log)),
             ("subtype", differs(&self.subtype, &asked.subtype)),
             ("allow_other", asked.allow_other && !self.allow_other),
@@ -191,6 +195,8 @@ impl Options {
             "strictatime" | "norelatime" => self.atime = Some(Atime::Strict),
             "diratime" => self.dir_atime = Some(true),
             "nodiratime" => self.dir_atime = Some(false),
+            "gc" => self.collects = Some(true),
+            "nogc" => self.collects = Some(false),
             "remount" => self.remount = true,
             "" => {}
             _ if is_ignored(word) => {}
@@ -304,7 +310,8 @@ mod tests {
     fn all_words_of_ours() {
         let options = parse(
             "ro,allow_other,nosuid,nodev,noexec,sync,cache=64MiB,index_memory=1GiB,commit=30,log=/l,\
-             subtype=none,strictatime,nodiratime,check=30d,check_rate=0,quota=1GiB",
+             subtype=none,strictatime,nodiratime,check=30d,check_rate=0,quota=1GiB,\
+             nogc",
         );
         let expected = Options {
             read_only: Some(true),
@@ -321,6 +328,7 @@ mod tests {
             check_interval: Some(Duration::from_secs(30 * 86_400)),
             check_rate_bytes: Some(0),
             quota_bytes: Some(1 << 30),
+            collects: Some(false),
             log: Some(PathBuf::from("/l")),
             subtype: Some(false),
             ..Options::default()

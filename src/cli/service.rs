@@ -3,9 +3,12 @@
 //! Owns what a mount was made with, so that a remount can be compared with it, and the change of a
 //! mount from read-only to writable: the volume is opened for writing in place.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
 
 use super::control::{Answer, CheckSummary, Figures, Place, Request, Server};
 use super::error::Error;
@@ -14,7 +17,7 @@ use super::place;
 use crate::check::{Schedule, Scrub};
 use crate::fuse::{self, Mounted, Settings, chain};
 use crate::sys::real::RealClock;
-use crate::volume::{Atime, Current, OpenOptions, Status};
+use crate::volume::{Atime, Collect, Current, Named, OpenOptions, Status};
 
 /// A mount that is served, as other commands see it.
 pub struct Service {
@@ -26,6 +29,10 @@ pub struct Service {
     checks: Scrub,
     /// As the last remount left it; 0 for none.
     quota_bytes: AtomicU64,
+    /// Held by the one that walks for `du`.
+    usage_walk: Mutex<()>,
+    /// How far that is, and of how much.
+    usage_progress: [AtomicU64; 2],
 }
 
 impl Service {
@@ -43,6 +50,7 @@ impl Service {
             cache_bytes: Some(open.cache_bytes),
             index_memory_bytes: Some(open.index_memory_bytes),
             commit_interval: Some(std::time::Duration::from_millis(open.commit_interval_ms)),
+            collects: Some(open.collects),
             check_interval: Some(options.check_interval.unwrap_or_default()),
             check_rate_bytes: Some(options.check_rate_bytes.unwrap_or(Schedule::RATE_BYTES)),
             ..options.clone()
@@ -54,7 +62,16 @@ impl Service {
         let checks = Scrub::start(&volume, Arc::new(RealClock::new()), schedule);
         let checks = checks.map_err(Error::Daemon)?;
         let quota_bytes = AtomicU64::new(options.quota_bytes.unwrap_or(0));
-        Ok(Service { volume, path, options, mount: OnceLock::new(), checks, quota_bytes })
+        Ok(Service {
+            volume,
+            path,
+            options,
+            mount: OnceLock::new(),
+            checks,
+            quota_bytes,
+            usage_walk: Mutex::default(),
+            usage_progress: Default::default(),
+        })
     }
 
     /// Ends a check that is under way: to be called before the volume is closed.
@@ -107,9 +124,25 @@ impl Service {
                 return Answer::Check(Box::new(self.checks.ask(*read_data, *rate_bytes)));
             }
             Request::CheckFigures => return Answer::Check(Box::new(self.checks.figures())),
+            Request::Collect { .. } if !self.volume.is_writable() => {
+                Err("the mount is read-only: nothing can be collected".to_owned())
+            }
+            Request::Collect { dry_run } => {
+                let ask = Collect { dry_run: *dry_run, urgent: true };
+                return Answer::Collect(Box::new(self.volume.ask_to_collect(ask)));
+            }
+            Request::CollectFigures => {
+                return Answer::Collect(Box::new(self.volume.collect_figures()));
+            }
             Request::CheckStop => {
                 self.checks.cancel();
                 Ok(())
+            }
+            Request::Usage { names } => return self.usage(names),
+            Request::UsageProgress => {
+                let [done, total] = &self.usage_progress;
+                let (done, total) = (done.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
+                return Answer::Progress { done, total };
             }
             // The server's own.
             Request::Closed => return Answer::Waiting,
@@ -125,6 +158,21 @@ impl Service {
                 check: Some(CheckSummary::of(&self.checks.figures())),
                 volume: self.path.to_string_lossy().into_owned(),
             })),
+            Err(error) => Answer::Failed { why: chain(&error) },
+        }
+    }
+
+    /// One walk at a time: each has marks for all chunks.
+    fn usage(&self, names: &[Named]) -> Answer {
+        let _one = self.usage_walk.lock();
+        let usage = self.volume.usage(names, &mut |done, total| {
+            let [last_done, last_total] = &self.usage_progress;
+            last_done.store(done, Ordering::Relaxed);
+            last_total.store(total, Ordering::Relaxed);
+            ControlFlow::Continue(())
+        });
+        match usage {
+            Ok(usage) => Answer::Usage(usage),
             Err(error) => Answer::Failed { why: chain(&error) },
         }
     }
@@ -195,6 +243,7 @@ pub fn open_options(options: &Options, read_only: bool) -> OpenOptions {
         atime: options.atime.unwrap_or(defaults.atime),
         dir_atime: options.dir_atime.unwrap_or(defaults.dir_atime),
         quota_bytes: options.quota_bytes.filter(|&bytes| bytes != 0),
+        collects: options.collects.unwrap_or(defaults.collects),
         ..defaults
     }
 }

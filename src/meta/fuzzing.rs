@@ -10,7 +10,9 @@ use redb::StorageBackend;
 use super::checkpoint::backend::{Backend, PageFile, ReadingBackend, seal_pages};
 use super::checkpoint::{decode_position, encode_position};
 use super::groups::Entries;
-use super::{Content, Cookie, Counters, Image, Ino, Inode, Key, NameEntry, record};
+use super::{
+    CollectionState, Content, Cookie, Counters, Image, Ino, Inode, Key, NameEntry, record,
+};
 use crate::chunk::Address;
 use crate::store::LogPosition;
 use crate::sys::sim::SimDisk;
@@ -42,6 +44,9 @@ pub fn value(bytes: &[u8]) {
     }
     if let Ok(image) = Image::decode(bytes) {
         assert_eq!(image.encode(), bytes);
+    }
+    if let Ok(state) = CollectionState::decode(bytes) {
+        assert_eq!(state.encode(), bytes);
     }
     if let Ok(position) = decode_position(bytes) {
         assert_eq!(encode_position(position), bytes);

@@ -18,6 +18,7 @@ use crate::store::{BadChunk, Location};
 
 const TAG_COUNTERS: u8 = 0x01;
 const TAG_CHECK: u8 = 0x02;
+const TAG_COLLECTION: u8 = 0x03;
 const TAG_INODE: u8 = 0x10;
 const TAG_CONTENT: u8 = 0x11;
 const TAG_NAME: u8 = 0x12;
@@ -95,6 +96,8 @@ pub enum Key<'a> {
     Counters,
     /// The [`CheckState`](crate::meta::CheckState) of the volume.
     Check,
+    /// The [`CollectionState`](crate::meta::CollectionState) of the volume.
+    Collection,
     /// An [`Inode`](crate::meta::Inode).
     Inode(Ino),
     /// The root of an inode's content, when that is not empty: a [`Content`](crate::meta::Content).
@@ -127,6 +130,7 @@ impl<'a> Key<'a> {
         match *self {
             Key::Counters => vec![TAG_COUNTERS],
             Key::Check => vec![TAG_CHECK],
+            Key::Collection => vec![TAG_COLLECTION],
             Key::Inode(ino) => numbers(TAG_INODE, &[ino.0]),
             Key::Content(ino) => numbers(TAG_CONTENT, &[ino.0]),
             Key::Name { dir, cookie } => numbers(TAG_NAME, &[dir.0, cookie.0]),
@@ -153,6 +157,7 @@ impl<'a> Key<'a> {
         let key = match reader.byte()? {
             TAG_COUNTERS => Key::Counters,
             TAG_CHECK => Key::Check,
+            TAG_COLLECTION => Key::Collection,
             TAG_INODE => Key::Inode(ino(&mut reader)?),
             TAG_CONTENT => Key::Content(ino(&mut reader)?),
             TAG_NAME => Key::Name { dir: ino(&mut reader)?, cookie: Cookie(number(&mut reader)?) },

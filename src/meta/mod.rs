@@ -45,7 +45,7 @@ pub use crate::meta::groups::{Group, GroupId, VALUE_BYTES_MAX};
 pub use crate::meta::image::{ImageReader, Rebuild};
 pub use crate::meta::key::{Cookie, Ino, Key, KeyRange, NAME_BYTES_MAX};
 pub use crate::meta::value::{
-    CheckState, Content, Counters, Image, Inode, NameEntry, TARGET_BYTES_MAX,
+    CheckState, CollectionState, Content, Counters, Image, Inode, NameEntry, TARGET_BYTES_MAX,
 };
 
 /// Entries of the first batch of a scan: most scans look one name up.

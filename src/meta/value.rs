@@ -263,6 +263,57 @@ impl CheckState {
     }
 }
 
+/// What is known of garbage, and what collections have done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CollectionState {
+    /// When the last collection ended: seconds since 1970, 0 for never.
+    pub finished: u64,
+    /// Bytes of the packs that it found to be garbage and left where they are.
+    pub garbage_bytes: u64,
+    /// Bytes that left files since, before dedup and compression.
+    pub released_bytes: u64,
+    /// Of a million bytes that leave files, so many were found to be garbage of the packs; 0 when
+    /// nothing was learnt yet.
+    pub learnt: u64,
+    /// Bytes of packs that all collections together have given back.
+    pub freed_bytes: u64,
+    /// Bytes that they have written for that.
+    pub rewritten_bytes: u64,
+}
+
+impl CollectionState {
+    /// Returns the value's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        for number in [
+            self.finished,
+            self.garbage_bytes,
+            self.released_bytes,
+            self.learnt,
+            self.freed_bytes,
+            self.rewritten_bytes,
+        ] {
+            put_varint(&mut out, number);
+        }
+        out
+    }
+
+    /// Takes the value's bytes apart.
+    pub fn decode(bytes: &[u8]) -> Result<CollectionState, CodecError> {
+        let mut reader = open(bytes)?;
+        let state = CollectionState {
+            finished: reader.varint()?,
+            garbage_bytes: reader.varint()?,
+            released_bytes: reader.varint()?,
+            learnt: reader.varint()?,
+            freed_bytes: reader.varint()?,
+            rewritten_bytes: reader.varint()?,
+        };
+        reader.finish()?;
+        Ok(state)
+    }
+}
+
 /// An image of the metadata, in packs beside the log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Image {

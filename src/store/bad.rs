@@ -78,6 +78,18 @@ impl BadChunks {
         }
     }
 
+    /// Forgets the places of packs that are gone.
+    pub fn leave_packs(&self, is_gone: &dyn Fn(u64) -> bool) {
+        if !self.some.load(Ordering::Acquire) {
+            return;
+        }
+        let mut places = self.places.write();
+        let gone = places.extract_if(|place, _| is_gone(Location::unpack(*place).pack));
+        let mut changes = self.changes.lock();
+        changes.extend(gone.map(|(place, address)| (place, (address, false))));
+        self.some.store(!places.is_empty(), Ordering::Release);
+    }
+
     /// Hands out up to `count` changes that were handed to nobody: the place, and whether it is
     /// damaged now.
     pub fn changes(&self, count: usize) -> Vec<(BadChunk, bool)> {

@@ -180,6 +180,15 @@ impl Inner {
         Ok(None)
     }
 
+    /// Removes the copies of what lay in `source`, which is about to go for good.
+    pub(super) fn forget_copies(&self, source: u64) -> Result<()> {
+        let Some(&number) = self.known_copies()?.by_source.get(&source) else { return Ok(()) };
+        if let Some(known) = self.copies.known.lock().as_mut() {
+            Arc::make_mut(known).by_source.remove(&source);
+        }
+        self.remove_aux(number)
+    }
+
     /// Returns the copy of a tree chunk that lay in `source`.
     pub(super) fn copy_from(&self, source: u64, address: &Address) -> Result<Option<Tree>> {
         let Some(&number) = self.known_copies()?.by_source.get(&source) else { return Ok(None) };

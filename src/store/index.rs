@@ -10,7 +10,7 @@
 //!
 //! Absent on purpose: reading packs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -70,6 +70,30 @@ pub struct Mark {
     totals: Totals,
 }
 
+/// Which packs are there.
+#[derive(Default)]
+struct Packs {
+    /// Those that were there when the store was opened, and did not go since.
+    old: BTreeSet<u64>,
+    /// All packs from this one on were begun since.
+    new_from: u64,
+    /// Of those, the ones that went.
+    gone: BTreeSet<u64>,
+    /// Chunks of packs that went since runs were last written without them.
+    gone_chunks: u64,
+    /// Whether sums were lowered since a run was last saved.
+    lowered: bool,
+}
+
+impl Packs {
+    fn has(&self, pack: u64) -> bool {
+        match pack < self.new_from {
+            true => self.old.contains(&pack),
+            false => !self.gone.contains(&pack),
+        }
+    }
+}
+
 /// The index of a store.
 pub struct Index {
     shards: Vec<RwLock<HashTable<Slot>>>,
@@ -84,6 +108,7 @@ pub struct Index {
     covered: AtomicU64,
     /// Slots of locations below this were dropped.
     dropped_below: AtomicU64,
+    packs: RwLock<Packs>,
     /// Held while runs are written; the number of the next run.
     saving: Mutex<u64>,
     volume_id: [u8; 16],
@@ -105,6 +130,7 @@ impl Index {
             dropped: AtomicBool::new(false),
             covered: AtomicU64::new(0),
             dropped_below: AtomicU64::new(0),
+            packs: RwLock::default(),
             saving: Mutex::new(1),
             volume_id,
         }
@@ -141,7 +167,49 @@ impl Index {
                 Err(source) => return Err(RunError::Io(source)),
             }
         }
+        let packs = self.packs.read();
+        found.retain(|at| packs.has(at.pack));
         Ok(found)
+    }
+
+    /// Whether all chunks are in memory, so that what it does not name is not stored.
+    pub fn is_whole(&self) -> bool {
+        !self.dropped.load(Ordering::Acquire)
+    }
+
+    /// Tells which packs there are: `numbers`, and all that will be begun from `new_from` on.
+    pub fn set_packs(&self, numbers: &[u64], new_from: u64) {
+        let mut packs = self.packs.write();
+        packs.old = numbers.iter().copied().collect();
+        packs.new_from = new_from;
+    }
+
+    /// Whether a pack is there, as far as the index knows.
+    pub fn has_pack(&self, pack: u64) -> bool {
+        self.packs.read().has(pack)
+    }
+
+    /// Takes all chunks of some packs out, which have `sums` together.
+    pub fn remove_packs(&self, gone: &BTreeSet<u64>, sums: Totals) {
+        {
+            let mut packs = self.packs.write();
+            packs.old.retain(|pack| !gone.contains(pack));
+            packs.gone.extend(gone);
+            packs.gone_chunks += sums.chunks;
+            packs.lowered = true;
+        }
+        for shard in &self.shards {
+            let mut shard = shard.write();
+            let before = shard.len();
+            shard.retain(|slot| !gone.contains(&Location::unpack(location_of(slot)).pack));
+            self.slots.fetch_sub((before - shard.len()) as u64, Ordering::Relaxed);
+            if shard.len() < shard.capacity() / 4 {
+                shard.shrink_to_fit(|slot| spread(slot[0]));
+            }
+        }
+        let mut recent = self.recent.lock();
+        recent.totals.lower(sums);
+        recent.mark.totals.lower(sums);
     }
 
     /// Enters a chunk that is in a pack now and in no run.
@@ -263,11 +331,16 @@ impl Index {
             (entries, head)
         };
         // Records alone need a run only when many packs are full of them.
-        if entries.is_empty() && head.to.pack < head.from.0 + EMPTY_PACKS_MAX {
+        let is_small = head.to.pack < head.from.0 + EMPTY_PACKS_MAX;
+        let lowered = self.packs.read().lowered
+            && (head.from.0, head.from.1) != (head.to.pack, head.to.offset);
+        if entries.is_empty() && is_small && !lowered {
             return Ok(());
         }
-        entries.sort_unstable();
         let count = entries.len();
+        self.keep_living(&mut entries);
+        let head = RunHead { entries: entries.len() as u64, ..head };
+        entries.sort_unstable();
         let mut rest = entries.into_iter();
         let run = self.write(disk, &mut number, head, &mut || Ok(rest.next()))?;
         let mut runs = self.runs.read().as_ref().clone();
@@ -279,9 +352,15 @@ impl Index {
             recent.entries.shrink_to(self.recent_max as usize);
             recent.before += count as u64;
         }
+        self.packs.write().lowered = false;
         self.cover(head.to);
         self.shrink_if_full();
         self.merge(disk, &mut number)
+    }
+
+    fn keep_living(&self, entries: &mut Vec<RunEntry>) {
+        let packs = self.packs.read();
+        entries.retain(|(_, location)| packs.has(Location::unpack(*location).pack));
     }
 
     fn cover(&self, to: LogPosition) {
@@ -308,10 +387,12 @@ impl Index {
     /// Merges the newest runs, and older ones that are not much larger than those together.
     fn merge(&self, disk: &dyn Disk, number: &mut u64) -> Result<(), RunError> {
         let runs = Arc::clone(&self.runs.read());
-        if runs.len() <= RUNS_MAX {
+        let all: u64 = runs.iter().map(|run| run.head.entries).sum();
+        let mostly_gone = all < 4 * self.packs.read().gone_chunks;
+        if runs.len() <= RUNS_MAX && !mostly_gone {
             return Ok(());
         }
-        let mut first = RUNS_MAX / 2;
+        let mut first = if mostly_gone { 0 } else { RUNS_MAX / 2 };
         let mut sum: u64 = runs.iter().skip(first).map(|run| run.head.entries).sum();
         while let Some(older) = first.checked_sub(1).and_then(|older| runs.get(older)) {
             if older.head.entries > 2 * sum {
@@ -325,13 +406,24 @@ impl Index {
             return Ok(());
         };
         let head = RunHead { entries: sum, from: oldest.head.from, ..newest.head };
+        if mostly_gone {
+            self.packs.write().gone_chunks = 0;
+        }
         let mut readers: Vec<RunReader<'_>> =
             merged.iter().map(|run| RunReader::new(run)).collect();
         let mut heads = Vec::new();
         for reader in &mut readers {
             heads.push(reader.next().map_err(RunError::Io)?);
         }
-        let run = self.write(disk, number, head, &mut || least(&mut readers, &mut heads))?;
+        let run = self.write(disk, number, head, &mut || {
+            loop {
+                let entry = least(&mut readers, &mut heads)?;
+                match entry {
+                    Some((_, at)) if !self.has_pack(Location::unpack(at).pack) => {}
+                    entry => return Ok(entry),
+                }
+            }
+        })?;
         let mut all = kept.to_vec();
         all.push(Arc::new(run));
         *self.runs.write() = Arc::new(all);
@@ -408,6 +500,8 @@ impl Index {
                     chain.truncate(position);
                     return self.take_in(chain).map(|_| true);
                 };
+                let mut entries = entries;
+                self.keep_living(&mut entries);
                 for (prefix, location) in entries {
                     if cutoff <= location {
                         self.insert_slot(prefix, location);

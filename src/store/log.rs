@@ -184,6 +184,14 @@ impl Log {
         Ok(self.open.insert(open))
     }
 
+    /// Seals the open pack if it is at least so long: what is appended next begins another.
+    pub fn seal_from(&mut self, bytes: u64) -> Result<(), LogError> {
+        match &self.open {
+            Some(open) if bytes <= open.end => self.seal(),
+            _ => Ok(()),
+        }
+    }
+
     fn seal(&mut self) -> Result<(), LogError> {
         let Some(open) = &self.open else {
             return Ok(());

@@ -15,6 +15,7 @@
 mod aux_pack;
 mod bad;
 mod cache;
+mod collect;
 mod copies;
 mod finding;
 mod frame;
@@ -23,6 +24,7 @@ pub(crate) mod fuzzing;
 mod image;
 mod index;
 mod log;
+mod marks;
 mod mend;
 mod open;
 mod pack;
@@ -30,6 +32,7 @@ mod pipeline;
 mod reader;
 mod record;
 mod run;
+mod sizes;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -50,9 +53,12 @@ use crate::sys::{Disk, DiskFile};
 
 pub use bad::BadChunk;
 pub use cache::CacheStats;
+pub use collect::{Cleaned, Collection, Policy, Victim, Visit};
 pub use image::{FoundImage, IMAGE_PART_BYTES, ImageWriter, WrittenImage, find_images};
+pub use marks::{Marked, Marks};
 pub use mend::Mended;
 pub use open::replay;
+pub use sizes::ChunkSize;
 pub use verify::VerifyStep;
 
 use index::{Index, RunError};
@@ -381,6 +387,7 @@ struct Inner {
     workers: Mutex<Option<Sender<Job>>>,
     /// One commit at a time.
     commit: Mutex<()>,
+    collecting: collect::Collecting,
     copies: copies::Copies,
 }
 

@@ -22,6 +22,7 @@ use lru::LruCache;
 
 use super::bad::BadChunks;
 use super::cache::Cache;
+use super::collect::Collecting;
 use super::copies::Copies;
 use super::frame::{self, Kind, Life};
 use super::index::Index;
@@ -34,7 +35,7 @@ use super::pipeline::Pipeline;
 use super::reader::Lookup;
 use super::record::{RecordHead, run_on};
 use super::{Error, FILES_MAX, Finding, Inner, Location, LogPosition, Options, Record, Result};
-use crate::chunk::{Profile, Tree};
+use crate::chunk::{Address, Profile, Tree};
 use crate::sys::locks::Mutex;
 use crate::sys::{Access, Disk};
 
@@ -152,6 +153,8 @@ pub fn open(
     recovery.cut(&tail, end)?;
     let log = recovery.continue_log(&tail, end, options.pack_bytes_max)?;
     let inner = build(disk, profile, volume_id, options, log);
+    let new_from = inner.log.lock().next_number;
+    inner.index.set_packs(&recovery.listing.numbers, new_from);
     complete(&inner, &recovery.listing.numbers, end, &mut recovery.findings)?;
     Ok(Recovered { inner, records, findings: recovery.findings })
 }
@@ -179,6 +182,7 @@ fn build(
         bad: BadChunks::default(),
         workers: Mutex::new(None),
         commit: Mutex::new(()),
+        collecting: Collecting::default(),
         copies: Copies::default(),
         options,
     }
@@ -563,6 +567,7 @@ fn complete(
     }
     let covered = inner.index.covered_to();
     let mut sequence = covered.sequence;
+    let mut early = Vec::new();
     for number in numbers.iter().filter(|number| covered.pack <= **number) {
         let pack_end = if *number == end.pack { end.offset } else { u64::MAX };
         // What is to be indexed was decided before: from here on damage is only passed over.
@@ -586,22 +591,70 @@ fn complete(
                 let head = head.filter(RecordHead::is_possible);
                 sequence = head.map_or(sequence, |head| head.sequence.max(sequence));
             }
-            enter(inner, &file, found, findings)?;
+            enter(inner, &file, found, &mut early, findings)?;
         }
         let position = LogPosition { pack: *number, offset: to, sequence };
         inner.index.committed(inner.index.mark(), position);
-        if inner.index.wants_run() {
+        // A run must not cover what is not entered yet.
+        if early.is_empty() && inner.index.wants_run() {
             inner.index.save(&*inner.disk).map_err(|error| inner.run_failed(error))?;
         }
     }
+    enter_early(inner, early, findings)?;
     if covered < end {
         inner.index.committed(inner.index.mark(), end);
     }
     Ok(())
 }
 
+/// Enters trees whose children lie behind them, as they do once a collection has moved them: again
+/// and again, as long as there are some that have all of theirs.
+fn enter_early(inner: &Inner, mut early: Vec<Early>, findings: &mut Vec<Finding>) -> Result<()> {
+    loop {
+        let before = early.len();
+        let mut left = Vec::new();
+        for one in early {
+            let Early { address, at, bytes } = one;
+            let tree = read_early(inner, &address, at)?;
+            match is_closed(inner, tree.as_ref())? {
+                true => inner.index.insert(&address, at, bytes),
+                false => left.push(one),
+            }
+        }
+        if left.is_empty() || left.len() == before {
+            let lost = left.iter().map(|one| Finding::TreeLeftOut { address: one.address });
+            findings.extend(lost);
+            return Ok(());
+        }
+        early = left;
+    }
+}
+
+fn read_early(inner: &Inner, address: &Address, at: Location) -> Result<Option<Tree>> {
+    let frame = Location { slot: 0, ..at };
+    if let Some(header) = inner.header(frame)?
+        && let Some((entry, bytes)) = inner.verified_at(address, at, &header)?
+    {
+        return Ok(frame::decode_tree(&entry, &bytes));
+    }
+    inner.copy_from(at.pack, address)
+}
+
+/// A tree chunk that is met before its children.
+struct Early {
+    address: Address,
+    at: Location,
+    bytes: u64,
+}
+
 /// Enters the chunks of a frame into the index: tree chunks only with all their children.
-fn enter(inner: &Inner, file: &PackFile, found: &Found, findings: &mut Vec<Finding>) -> Result<()> {
+fn enter(
+    inner: &Inner,
+    file: &PackFile,
+    found: &Found,
+    early: &mut Vec<Early>,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
     let header = &found.header;
     if !matches!(header.kind, Kind::Data | Kind::Tree) {
         return Ok(());
@@ -621,11 +674,12 @@ fn enter(inner: &Inner, file: &PackFile, found: &Found, findings: &mut Vec<Findi
     for (slot, entry) in header.entries.iter().enumerate() {
         let copy = if sound { None } else { inner.copy_from(at.pack, &entry.address)? };
         let tree = copy.or_else(|| frame::decode_tree(entry, entry.slice(&payload)?));
+        let location = Location { slot: slot as u8, ..at };
         if entry.children != 0 && !is_closed(inner, tree.as_ref())? {
-            findings.push(Finding::TreeLeftOut { address: entry.address });
+            let (address, bytes) = (entry.address, entry.hashed_bytes());
+            early.push(Early { address, at: location, bytes });
             continue;
         }
-        let location = Location { slot: slot as u8, ..at };
         inner.index.insert(&entry.address, location, entry.hashed_bytes());
     }
     Ok(())

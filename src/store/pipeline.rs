@@ -441,6 +441,24 @@ impl Inner {
         self.pipeline.check()
     }
 
+    /// Seals the open pack between two frames, if it is at least so long.
+    pub(super) fn seal_from(&self, bytes: u64) -> Result<()> {
+        let mut tail = self.pipeline.tail.lock();
+        self.pipeline.check()?;
+        while tail.busy {
+            self.pipeline.moved.wait(&mut tail);
+            self.pipeline.check()?;
+        }
+        tail.busy = true;
+        drop(tail);
+        let sealed = self.log.lock().seal_from(bytes).map_err(|error| self.log_failed(error));
+        let mut tail = self.pipeline.tail.lock();
+        tail.busy = false;
+        self.pipeline.moved.notify_all();
+        drop(self.drain(tail, false));
+        sealed
+    }
+
     /// Appends a commit record between two frames, and syncs it.
     pub(super) fn append_record(&self, entries: &[u8]) -> Result<super::LogPosition> {
         let mut tail = self.pipeline.tail.lock();

@@ -136,15 +136,20 @@ impl Inner {
         Ok(wanted)
     }
 
-    /// Confirms candidates; the first whose frame names the address is the answer, unless it is
-    /// known to be damaged there.
-    fn confirm(&self, address: &Address, candidates: &[Location]) -> Result<Lookup> {
+    /// Confirms candidates, of which `offered` says whether they count; the first whose frame names
+    /// the address is the answer, unless it is known to be damaged there.
+    fn confirm(
+        &self,
+        address: &Address,
+        candidates: &[Location],
+        offered: &mut dyn FnMut(Location) -> bool,
+    ) -> Result<Lookup> {
         let mut second = Lookup::Unknown;
         for at in candidates {
             match self.header(*at)? {
                 Some(header) => {
                     let entry = header.entries.get(usize::from(at.slot));
-                    if entry.is_none_or(|entry| entry.address != *address) {
+                    if entry.is_none_or(|entry| entry.address != *address) || !offered(*at) {
                         continue;
                     }
                     if !self.bad.has(*at) {
@@ -152,7 +157,7 @@ impl Inner {
                     }
                     second = Lookup::Bad(*at, header);
                 }
-                None if matches!(second, Lookup::Bad(..)) => {}
+                None if matches!(second, Lookup::Bad(..)) || !self.index.has_pack(at.pack) => {}
                 None => second = Lookup::Unreadable(*at),
             }
         }
@@ -161,17 +166,45 @@ impl Inner {
 
     /// Finds a chunk that is not in flight; with `runs`, on the disk too when memory has not all.
     pub(super) fn locate(&self, address: &Address, runs: bool) -> Result<Lookup> {
-        let first = self.confirm(address, &self.index.candidates(address))?;
+        let all = &mut |_| true;
+        let first = self.confirm(address, &self.index.candidates(address), all)?;
         if matches!(first, Lookup::Found(..)) || !runs {
             return Ok(first);
         }
         let candidates =
             self.index.run_candidates(address).map_err(|error| self.run_failed(error))?;
-        match self.confirm(address, &candidates)? {
+        match self.confirm(address, &candidates, all)? {
             Lookup::Unknown => Ok(first),
             Lookup::Unreadable(_) if matches!(first, Lookup::Bad(..)) => Ok(first),
             second => Ok(second),
         }
+    }
+
+    /// Finds the newest good place of a chunk that is not in flight.
+    pub(super) fn newest(&self, address: &Address) -> Result<Lookup> {
+        let mut candidates = self.index.candidates(address);
+        let on_disk = self.index.run_candidates(address).map_err(|error| self.run_failed(error))?;
+        candidates.extend(on_disk);
+        candidates.sort_unstable();
+        candidates.dedup();
+        candidates.reverse();
+        self.confirm(address, &candidates, &mut |_| true)
+    }
+
+    /// Returns a tree chunk for somebody who passes by all of them: the cache keeps what it has.
+    pub(super) fn tree_in_passing(&self, address: &Address) -> Result<Arc<Tree>> {
+        match self.trees.get(address) {
+            Some(tree) => Ok(tree),
+            None => self.tree_of_packs(address),
+        }
+    }
+
+    fn tree_of_packs(&self, address: &Address) -> Result<Arc<Tree>> {
+        let tree = self.first_copy(address).or_else(|error| match self.second_copy(address) {
+            Ok(Some(tree)) => Ok(tree),
+            _ => Err(error),
+        })?;
+        Ok(Arc::new(tree))
     }
 
     /// Puts what is not stored yet of some data chunks.
@@ -180,13 +213,16 @@ impl Inner {
         while !rest.is_empty() {
             let mut fresh = Vec::with_capacity(rest.len());
             let mut seen = Vec::with_capacity(rest.len());
+            let hook = self.collecting.hook();
             for (address, payload) in rest {
                 let candidates = self.index.candidates(&address);
-                if !matches!(self.confirm(&address, &candidates)?, Lookup::Found(..)) {
+                let offered = &mut |at| hook.offers(self, at);
+                if !matches!(self.confirm(&address, &candidates, offered)?, Lookup::Found(..)) {
                     fresh.push((address, payload));
                     seen.push(candidates.len());
                 }
             }
+            drop(hook);
             if fresh.is_empty() {
                 return Ok(());
             }
@@ -203,7 +239,11 @@ impl Inner {
         assert!(0 < children && children <= usize::from(u16::MAX), "a tree chunk has children");
         loop {
             let candidates = self.index.candidates(&address);
-            if matches!(self.confirm(&address, &candidates)?, Lookup::Found(..)) {
+            let found = {
+                let hook = self.collecting.hook();
+                self.confirm(&address, &candidates, &mut |at| hook.offers(self, at))?
+            };
+            if matches!(found, Lookup::Found(..)) {
                 return Ok(());
             }
             if self.add_tree(address, &tree, candidates.len())? {
@@ -223,11 +263,7 @@ impl Inner {
         if let Some(tree) = self.trees.get(address) {
             return Ok(tree);
         }
-        let tree = self.first_copy(address).or_else(|error| match self.second_copy(address) {
-            Ok(Some(tree)) => Ok(tree),
-            _ => Err(error),
-        })?;
-        let tree = Arc::new(tree);
+        let tree = self.tree_of_packs(address)?;
         self.keep_tree(*address, Arc::clone(&tree));
         Ok(tree)
     }
@@ -281,7 +317,10 @@ impl Inner {
                 self.bad.leave(at);
                 return Ok((entry, bytes, Some(at)));
             }
-            self.bad.enter(*address, at);
+            let is_gone = !self.index.has_pack(at.pack);
+            if !is_gone {
+                self.bad.enter(*address, at);
+            }
             match self.locate(address, true)? {
                 // Each round makes one more place bad; were the set full, this one came again.
                 Lookup::Found(next, other) if !was_bad && next != at => {

@@ -57,6 +57,14 @@ pub struct Totals {
     pub bytes: u64,
 }
 
+impl Totals {
+    /// Takes off what is gone.
+    pub fn lower(&mut self, gone: Totals) {
+        self.chunks = self.chunks.saturating_sub(gone.chunks);
+        self.bytes = self.bytes.saturating_sub(gone.bytes);
+    }
+}
+
 /// What the first block of a run says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunHead {
@@ -243,7 +251,7 @@ pub fn run_name(number: u64) -> String {
     format!("{number:016x}.run")
 }
 
-/// Writes a run of `head.entries` entries that come in order, and makes it durable.
+/// Writes a run of at most `head.entries` entries that come in order, and makes it durable.
 pub fn write(
     disk: &dyn Disk,
     number: u64,
@@ -256,10 +264,9 @@ pub fn write(
     let temporary = format!("{INDEX_DIR}/{number:016x}.tmp");
     let file = disk.open(&temporary, Access::CreateNew)?;
     let written = write_blocks(&*file, &head.encode(volume_id), entries)?;
-    if written != head.entries {
-        let text = "a run of the index ended early";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-    }
+    // How many there are is known only now: those of packs that are gone are left out.
+    let head = RunHead { entries: written, ..head };
+    file.write_all_at(&head.encode(volume_id), 0)?;
     file.sync()?;
     disk.rename(&temporary, &path)?;
     disk.sync_dir(INDEX_DIR)?;

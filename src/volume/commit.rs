@@ -16,9 +16,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use super::collect::collect_thread;
 use super::node::Node;
 use super::{Error, Volume, Wait};
-use crate::meta::{Counters, GroupId, Ino, Key, Meta};
+use crate::meta::{CollectionState, Counters, GroupId, Ino, Key, Meta};
 use crate::store::LogPosition;
 use crate::sys::Clock;
 use crate::sys::locks::{Condvar, Mutex, MutexGuard, thread};
@@ -230,6 +231,9 @@ impl Volume {
                 self.flush_cut(cut)?;
                 let counters = self.counters.lock().committing(group);
                 self.meta.amend(group, &Key::Counters, Some(counters.encode()));
+                if let Some(state) = self.counters.lock().collection_news() {
+                    self.meta.amend(group, &Key::Collection, Some(state.encode()));
+                }
                 (self.meta.record(), counters)
             }
         };
@@ -328,11 +332,19 @@ impl Volume {
         let timer = Arc::clone(&self.commits.timer);
         let weak = Arc::downgrade(self);
         threads.push(thread::spawn(move || take_in_thread(&timer, &weak)));
+        if self.options.read_only || self.options.repairing {
+            return;
+        }
+        let collector = Arc::clone(&self.collector);
+        let weak = Arc::downgrade(self);
+        let clock = Arc::clone(&self.clock);
+        threads.push(thread::spawn(move || collect_thread(&collector, &*clock, &weak)));
     }
 
     /// Ends the threads and waits for them.
     pub(super) fn stop_threads(&self) {
         self.flushers.stop();
+        self.collector.stop();
         self.commits.timer.state.lock().stopped = true;
         self.commits.timer.changed.notify_all();
         let threads = std::mem::take(&mut *self.threads.lock());
@@ -439,10 +451,18 @@ pub(super) struct Counts {
     next_base: Counters,
     /// Changes of the logical bytes, by the group they belong to.
     logical: BTreeMap<GroupId, i64>,
+    /// What is known of garbage.
+    pub(super) collection: CollectionState,
+    /// What the last record said of that.
+    collection_kept: CollectionState,
 }
 
 impl Counts {
     pub(super) fn load(meta: &Meta) -> Result<Counts, Error> {
+        let collection = match meta.get(&Key::Collection)? {
+            Some(bytes) => CollectionState::decode(&bytes)?,
+            None => CollectionState::default(),
+        };
         let committed = match meta.get(&Key::Counters)? {
             Some(bytes) => Counters::decode(&bytes)?,
             None => Counters::default(),
@@ -453,6 +473,8 @@ impl Counts {
             next_base: committed,
             committed,
             logical: BTreeMap::new(),
+            collection,
+            collection_kept: collection,
         })
     }
 
@@ -463,6 +485,19 @@ impl Counts {
 
     pub(super) fn add_logical(&mut self, group: GroupId, change: i64) {
         *self.logical.entry(group).or_default() += change;
+    }
+
+    /// Counts bytes that left a file: they may be garbage.
+    pub(super) fn release(&mut self, bytes: u64) {
+        let state = &mut self.collection;
+        state.released_bytes = state.released_bytes.saturating_add(bytes);
+    }
+
+    /// What is known of garbage, if that changed since it was last kept.
+    fn collection_news(&mut self) -> Option<CollectionState> {
+        let is_news = self.collection != self.collection_kept;
+        self.collection_kept = self.collection;
+        is_news.then_some(self.collection)
     }
 
     fn at_cut(&self) -> Counters {

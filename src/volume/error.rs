@@ -175,6 +175,17 @@ impl From<meta::Error> for Error {
 }
 
 impl Error {
+    /// Whether it is for want of space below the volume.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            Error::NoSpace => true,
+            Error::Io { source, .. } | Error::Store(store::Error::Io { source, .. }) => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+
     /// Takes the store's own failures out of those of a tree.
     pub(super) fn from_content(error: pyramid::Error<store::Error>) -> Error {
         match error {

@@ -130,6 +130,8 @@ impl Volume {
     pub(super) fn flush_node(&self, node: &Node, through: GroupId) -> Result<(), Error> {
         let _flush = node.flush.lock();
         loop {
+            // Until the new root is in its group.
+            let _visit = self.store.visit();
             let (layer, below) = {
                 let mut state = node.state.lock();
                 let layer = match state.layers.front() {
@@ -201,6 +203,10 @@ impl Volume {
             let before = state.root.map_or(0, |root| root.filled);
             state.root = Some(root);
             self.record_root(node.ino, &state, layer.group, before, &root);
+            // What was written and did not make the file grow took the place of something.
+            let grown = root.filled as i64 - before as i64;
+            let replaced = (layer.bytes() as i64).saturating_sub(grown);
+            self.counters.lock().release(u64::try_from(replaced).unwrap_or(0));
         }
         drop(state);
         self.budget.settle(layer.cost(), 0);

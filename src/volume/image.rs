@@ -35,6 +35,11 @@ fn named_images(meta: &Meta) -> Result<(Vec<u64>, Option<Image>), Error> {
     Ok((numbers, last))
 }
 
+/// The newest image that is named.
+pub(super) fn newest_image(meta: &Meta) -> Result<Option<Image>, Error> {
+    Ok(named_images(meta)?.1)
+}
+
 /// How many bytes of commit records there will be when the next image is due.
 pub(super) fn next_due(meta: &Meta, bytes_min: u64) -> Result<u64, Error> {
     let last = named_images(meta)?.1.unwrap_or_default();
@@ -60,7 +65,7 @@ impl Volume {
         made
     }
 
-    fn make_image(&self) -> Result<(), Error> {
+    pub(super) fn make_image(&self) -> Result<(), Error> {
         self.take_in();
         self.commits.check_poison()?;
         let mut reader = self.meta.image()?;

@@ -83,6 +83,8 @@ impl Volume {
     /// Reads up to `len` bytes at `offset`; fewer only where the file ends.
     pub fn read(&self, ino: Ino, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
         self.check_open()?;
+        self.collector.note_call();
+        let _visit = self.store.visit();
         let node = self.nodes.get(ino);
         let result = self.read_node(&node, offset, len);
         self.nodes.put(node);

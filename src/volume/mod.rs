@@ -2,7 +2,7 @@
 //!
 //! Owns [`Volume`]. Its operations stand in `names` and `rename` (create, move, remove), `attrs`,
 //! `xattrs` and `flags` (attributes), `io` (read, write), `ranges` (copies, holes), `flush` (dirty
-//! layers become roots), `commit` (groups become durable) and `image`; `rebuild` is for a volume
+//! layers become roots), `commit` (groups become durable), `collect` (space comes back) and `image`; `rebuild` is for a volume
 //! whose metadata is lost; `acl` knows access control lists;
 //! `node`, `dirty` and `budget` hold what they share.
 //!
@@ -33,6 +33,7 @@ mod adopt;
 mod attrs;
 mod budget;
 mod charge;
+mod collect;
 mod commit;
 mod dirty;
 mod error;
@@ -52,18 +53,21 @@ mod space;
 mod status;
 mod superblock;
 mod types;
+mod usage;
 mod xattrs;
 
 #[cfg(test)]
 mod tests;
 
 pub use adopt::Current;
+pub use collect::{Collect, CollectFigures};
 pub use error::Error;
 pub use flags::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NO_ATIME, FLAG_NO_DUMP};
 pub use flush::content_root;
 pub use rebuild::{Rebuilt, metadata_damage, rebuild_metadata};
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
 pub use types::*;
+pub use usage::{Named, Usage, UsageStep};
 pub use xattrs::is_acl;
 
 /// Damaged places that one group takes in at most.
@@ -91,6 +95,7 @@ pub struct Volume {
     commits: commit::Commits,
     counters: Mutex<commit::Counts>,
     copies: ranges::Copies,
+    collector: Arc<collect::Collector>,
     /// Bytes of all commit records when the next image of the metadata is due.
     image_due_at: AtomicU64,
     closed: AtomicBool,
@@ -142,9 +147,21 @@ impl Volume {
         clock: Arc<dyn Clock>,
         options: OpenOptions,
     ) -> Result<Arc<Volume>, Error> {
-        let superblock = Superblock::read(disk.as_ref())?;
-        let lock = lock_for(disk.as_ref(), &options)?;
-        Volume::assemble(disk, clock, superblock, options, lock)?.begin()
+        loop {
+            let superblock = Superblock::read(disk.as_ref())?;
+            let lock = lock_for(disk.as_ref(), &options)?;
+            let (below, clock) = (Arc::clone(&disk), Arc::clone(&clock));
+            let opened = Volume::assemble(below, clock, superblock, options, lock);
+            match opened.and_then(Volume::begin) {
+                // Opened it must be, so that something can be removed.
+                Err(error) if error.is_full() && !options.read_only => {
+                    if !reserve::give_up_on(disk.as_ref()) {
+                        return Err(error);
+                    }
+                }
+                opened => return opened,
+            }
+        }
     }
 
     /// Removes what a crash left without a name, and starts the threads.
@@ -215,6 +232,7 @@ impl Volume {
             commits: commit::Commits::default(),
             counters: Mutex::new(counters),
             copies: ranges::Copies::default(),
+            collector: Arc::default(),
             image_due_at: AtomicU64::new(image_due_at),
             closed: AtomicBool::new(false),
             lock: Mutex::new(lock),
@@ -309,6 +327,7 @@ impl Volume {
         if self.options.read_only {
             return Err(Error::ReadOnly);
         }
+        self.collector.note_call();
         self.commits.check_poison()?;
         self.make_group_room(wait)
     }

@@ -387,6 +387,7 @@ impl Volume {
         let mut counters = self.counters.lock();
         counters.files = counters.files.saturating_sub(1);
         counters.add_logical(group.id(), -(filled as i64));
+        counters.release(filled);
         drop(counters);
         drop(group);
         drop(state);

@@ -76,6 +76,7 @@ impl Volume {
         let chunk_bytes = self.superblock.profile.chunk_bytes() as u64;
         let copied = if from_offset % chunk_bytes == to_offset % chunk_bytes {
             let (source, target) = (self.nodes.get(from), self.nodes.get(to));
+            let _visit = self.store.visit();
             let copied = self.copy_nodes(&source, &target, copy, wait);
             self.nodes.put(source);
             self.nodes.put(target);
@@ -259,6 +260,7 @@ impl Volume {
     /// [`Error::NoData`] when there is none before the end.
     pub fn seek(&self, ino: Ino, offset: u64, wanted: Seek, wait: Wait) -> Result<u64, Error> {
         self.check_open()?;
+        let _visit = self.store.visit();
         let node = self.nodes.get(ino);
         let found = self.seek_node(&node, offset, wanted, wait);
         self.nodes.put(node);

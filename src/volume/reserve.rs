@@ -122,6 +122,14 @@ impl Reserve {
     }
 }
 
+/// Gives a piece up of the reserve of a volume that is not open; false when there is none left.
+pub(super) fn give_up_on(disk: &dyn Disk) -> bool {
+    let Ok(file) = disk.open(FILE_NAME, Access::Write) else { return false };
+    let bytes = file.len().unwrap_or(0);
+    let left = bytes.saturating_sub((bytes / PIECES).max(PIECE_BYTES_MIN));
+    0 < bytes && file.set_len(left).is_ok()
+}
+
 impl std::fmt::Debug for Reserve {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reserve").field("bytes", &self.bytes()).finish_non_exhaustive()

@@ -35,7 +35,7 @@ impl Volume {
             reserve_bytes: self.space.reserve.bytes(),
             quota_bytes: Some(self.quota_bytes()).filter(|&bytes| bytes != 0),
             available_bytes: self.statfs()?.available_bytes,
-            garbage_bytes: None,
+            garbage_bytes: Some(self.garbage_estimate()),
             commits: store.sequence,
             dirty_bytes: self.budget.used(),
             shared_copy_bytes: self.copies.shared_bytes(),

@@ -272,7 +272,7 @@ pub struct Status {
     pub quota_bytes: Option<u64>,
     /// Room for more: on the filesystem below and within the quota.
     pub available_bytes: u64,
-    /// Estimate of bytes in packs that nothing needs any more; `None` when it was never measured.
+    /// Estimate of bytes in packs that nothing needs any more.
     pub garbage_bytes: Option<u64>,
     /// Sequence number of the last commit.
     pub commits: u64,
@@ -339,6 +339,8 @@ pub struct OpenOptions {
     pub repairing: bool,
     /// Bytes that the volume may store at most.
     pub quota_bytes: Option<u64>,
+    /// Whether collections begin by themselves.
+    pub collects: bool,
     /// Commit records between two images of the metadata, bytes at least.
     pub image_bytes_min: u64,
 }
@@ -358,6 +360,7 @@ impl Default for OpenOptions {
             pack_bytes_max: 64 << 20,
             repairing: false,
             quota_bytes: None,
+            collects: true,
             image_bytes_min: 8 << 20,
         }
     }

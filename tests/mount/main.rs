@@ -7,12 +7,15 @@
 mod acls;
 mod backing;
 mod checks;
+mod collect;
 mod commands;
 mod copies;
+mod du;
 mod full;
 mod harness;
 mod inodes;
 mod kill;
+mod life;
 mod mounting;
 mod names;
 mod numbers;

@@ -35,8 +35,9 @@ struct OwnedKey(u8, u64, u64, Vec<u8>);
 impl OwnedKey {
     fn key(&self) -> Key<'_> {
         match self.0 {
-            0 if self.1.is_multiple_of(2) => Key::Counters,
-            0 => Key::Check,
+            0 if self.1.is_multiple_of(3) => Key::Counters,
+            0 if self.1 % 3 == 1 => Key::Check,
+            0 => Key::Collection,
             1 => Key::Inode(Ino(self.1)),
             2 => Key::Content(Ino(self.1)),
             3 => Key::Name { dir: Ino(self.1), cookie: Cookie(self.2) },
@@ -93,6 +94,7 @@ proptest! {
         let order = |k: &OwnedKey| match k.key() {
             Key::Counters => (0, 0, 0, vec![]),
             Key::Check => (0, 1, 0, vec![]),
+            Key::Collection => (0, 2, 0, vec![]),
             Key::Inode(ino) => (1, ino.0, 0, vec![]),
             Key::Content(ino) => (2, ino.0, 0, vec![]),
             Key::Name { dir, cookie } => (3, dir.0, cookie.0, vec![]),
@@ -121,7 +123,14 @@ proptest! {
         prop_assert_eq!(holds(KeyRange::all_names()), matches!(key, Key::Name { .. }));
         prop_assert_eq!(holds(KeyRange::all_xattrs()), matches!(key, Key::Xattr { .. }));
         prop_assert_eq!(holds(KeyRange::orphans()), matches!(key, Key::Orphan(_)));
-        let is_other = matches!(key, Key::Counters | Key::Check | Key::BadChunk(_) | Key::Image(_));
+        let is_other = matches!(
+            key,
+            Key::Counters
+                | Key::Check
+                | Key::Collection
+                | Key::BadChunk(_)
+                | Key::Image(_)
+        );
         prop_assert_eq!(KeyRange::others().into_iter().any(holds), is_other);
         prop_assert_eq!(holds(KeyRange::bad_chunks()), matches!(key, Key::BadChunk(_)));
         prop_assert_eq!(holds(KeyRange::images()), matches!(key, Key::Image(_)));

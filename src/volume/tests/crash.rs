@@ -17,7 +17,7 @@ use crate::sys::overlay::OverlayDisk;
 use crate::sys::sim::{Keep, Moment};
 
 /// How many kinds of steps there are.
-pub(super) const KINDS: u8 = 19;
+pub(super) const KINDS: u8 = 20;
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -295,6 +295,10 @@ impl Worker {
                 }
             }
             (18, Some(file)) => self.flush(file),
+            (19, _) => {
+                self.volume.collect(Collect { urgent: true, ..Collect::default() }).unwrap();
+                return true;
+            }
             _ => {}
         }
         false

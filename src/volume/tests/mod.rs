@@ -9,6 +9,7 @@ use crate::sys::Disk;
 use crate::sys::sim::{SimClock, SimDisk, SimRng};
 
 mod attributes;
+mod collect;
 mod crash;
 mod crowd;
 mod damage;

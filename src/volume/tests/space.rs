@@ -172,7 +172,8 @@ fn a_quota_ends_writing_and_nothing_else() {
     give_back(&volume, count, "quota");
     assert!(stored(&volume) < quota);
     // Until its space is collected what was removed counts.
-    assert!(matches!(make(&volume, "new"), Err(Error::QuotaReached)));
+    let (_, error) = fill(&volume, 1 << 20);
+    assert!(matches!(error, Error::QuotaReached), "{error}");
     volume.set_quota(quota + (8 << 20));
     let ino = make(&volume, "new").unwrap();
     volume.write(ino, 0, &noise(1, 100_000), false, Wait::Yes).unwrap();
@@ -309,7 +310,7 @@ fn end_everywhere(end: End) {
     Work::new(Arc::clone(&volume), &Files::new(), "base").write("old", 0, &noise(0, 40_000));
     volume.close().unwrap();
     drop(volume);
-    let step = if crate::testing::factor() == 1 { 31 << 10 } else { 4 << 10 };
+    let step = if crate::testing::factor() == 1 { 15 << 10 } else { 4 << 10 };
     let (mut room, mut refused) = (0, 0);
     while work_within(&disk, &clock, end, room) {
         refused += 1;
