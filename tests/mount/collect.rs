@@ -87,9 +87,9 @@ fn a_kill_within_a_collection_loses_nothing() {
             let bytes = Numbers(100 + n).stream(6 << 20);
             for block in (round % 2..48).step_by(2) {
                 let at = block * (128 << 10);
-                file.write_all_at(&Numbers(round * 1000 + block as u64).bytes(4096), at as u64)
-                    .unwrap();
-                file.write_all_at(&bytes[at..at + 4096], at as u64).unwrap();
+                let fresh = Numbers(round * 1000 + block).bytes(4096);
+                file.write_all_at(&fresh, at).unwrap();
+                file.write_all_at(&bytes[at as usize..at as usize + 4096], at).unwrap();
             }
             file.sync_all().unwrap();
         }
