@@ -154,6 +154,9 @@ fn table(figures: &Figures, now: u64) -> String {
         ("logical", format!("{:<11}  without holes", size(status.logical_bytes))),
         ("unique", format!("{:<11}  {dedup} by dedup", size(status.unique_bytes))),
         ("stored", format!("{:<11}  {packed} by compression", size(status.stored_bytes))),
+        ("  packs", size(status.pack_bytes)),
+        ("  metadata", size(status.metadata_bytes)),
+        ("  index", size(status.index_bytes)),
         (
             "saved",
             format!(
@@ -162,22 +165,10 @@ fn table(figures: &Figures, now: u64) -> String {
                 ratio(status.logical_bytes, status.stored_bytes)
             ),
         ),
+        ("on disk", size(status.physical_bytes)),
         (
-            "of that",
-            format!(
-                "{} packs, {} metadata, {} index",
-                size(status.pack_bytes),
-                size(status.metadata_bytes),
-                size(status.index_bytes)
-            ),
-        ),
-        (
-            "on disk",
-            format!(
-                "{:<11}  {} of it kept in reserve",
-                size(status.physical_bytes),
-                size(status.reserve_bytes)
-            ),
+            "  reserve",
+            format!("{:<11}  for removals when all else is full", size(status.reserve_bytes)),
         ),
         ("garbage", garbage),
         ("quota", status.quota_bytes.map_or("none".to_owned(), size)),
@@ -187,7 +178,7 @@ fn table(figures: &Figures, now: u64) -> String {
         ("commits", status.commits.to_string()),
         ("checked", figures.check.map_or("not mounted".to_owned(), |check| checked(&check, now))),
     ];
-    rows.iter().map(|(name, value)| format!("{name:<9} {value}\n")).collect()
+    rows.iter().map(|(name, value)| format!("{name:<10} {value}\n")).collect()
 }
 
 /// How many times smaller it became, as `2.50x`.
@@ -244,10 +235,10 @@ mod tests {
             "4.00x in all",
             "1.0 GiB",
             "2 requests",
-            "1.0 MiB of it kept in reserve",
-            "900.0 KiB packs",
-            "quota     1.0 GiB",
-            "room      512.0 MiB",
+            "  reserve  1.0 MiB",
+            "  packs    900.0 KiB",
+            "quota      1.0 GiB",
+            "room       512.0 MiB",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
