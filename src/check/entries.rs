@@ -7,12 +7,14 @@
 //! Invariants: (1) an inode that can be read is never removed; (2) each entry that is removed or
 //! changed gives one line; (3) entries that agree are not touched.
 //!
-//! Memory: about 120 bytes for each inode and each name.
+//! Memory: about 120 bytes for each inode, each name and each old version.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 
-use crate::meta::{CodecError, Content, Cookie, Counters, Ino, Inode, Key, KeyRange, NameEntry};
+use crate::meta::{
+    CodecError, Content, Cookie, Counters, Ino, Inode, Key, KeyRange, NameEntry, Snapshot, version,
+};
 use crate::volume::{Error, MODE_DIR, MODE_FILE, MODE_TYPE, Volume};
 
 /// The directory for what has lost its names.
@@ -40,6 +42,10 @@ struct Entries<'a> {
     contents: BTreeMap<Ino, Content>,
     xattrs: Vec<(Ino, Vec<u8>)>,
     counters: Counters,
+    /// The highest epoch that an entry names.
+    epoch: u64,
+    /// Finders that the old versions need and that were not met yet.
+    finders: BTreeSet<Vec<u8>>,
     changes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     lines: Vec<String>,
 }
@@ -69,6 +75,8 @@ impl<'a> Entries<'a> {
             contents: BTreeMap::new(),
             xattrs: Vec::new(),
             counters: Counters::default(),
+            epoch: 0,
+            finders: BTreeSet::new(),
             changes: Vec::new(),
             lines: Vec::new(),
         };
@@ -86,15 +94,41 @@ impl<'a> Entries<'a> {
     fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), CodecError> {
         match Key::decode(key)? {
             Key::Counters => self.counters = Counters::decode(value)?,
-            Key::Inode(ino) => drop(self.inodes.insert(ino, Inode::decode(value)?)),
-            Key::Content(ino) => drop(self.contents.insert(ino, Content::decode(value)?)),
+            Key::Inode(ino) => {
+                let inode = Inode::decode(value)?;
+                self.epoch = self.epoch.max(inode.epoch);
+                self.inodes.insert(ino, inode);
+            }
+            Key::Content(ino) => {
+                let content = Content::decode(value)?;
+                self.epoch = self.epoch.max(content.epoch);
+                self.contents.insert(ino, content);
+            }
             Key::Name { dir, cookie } => {
                 let entry = NameEntry::decode(value)?;
+                self.epoch = self.epoch.max(entry.epoch);
                 self.places.insert((dir, cookie), entry.name.clone());
                 self.names.push(Name { dir, cookie, entry });
             }
             Key::Xattr { ino, name } => self.xattrs.push((ino, name.to_vec())),
             Key::Orphan(ino) => drop(self.orphans.insert(ino)),
+            // Old versions are as they were: nothing in them has to agree with what lives.
+            Key::Version { live, end } => {
+                version(value)?;
+                self.epoch = self.epoch.max(end);
+                self.finders.insert(Key::VersionEnd { end, live }.encode());
+            }
+            Key::Snapshot(number) => {
+                Snapshot::decode(value)?;
+                self.epoch = self.epoch.max(number.saturating_add(1));
+            }
+            // All versions come before all finders.
+            Key::VersionEnd { .. } => {
+                if !self.finders.remove(key) {
+                    self.changes.push((key.to_vec(), None));
+                    self.lines.push("removed what found an old version that is gone".to_owned());
+                }
+            }
             Key::BadChunk(_) | Key::Check | Key::Collection | Key::Image(_) => {}
         }
         Ok(())
@@ -169,7 +203,7 @@ impl<'a> Entries<'a> {
             }
         }
         let Some(cookie) = free else { return false };
-        let entry = NameEntry { ino, kind, name: name.to_vec() };
+        let entry = NameEntry { ino, kind, name: name.to_vec(), epoch: 0 };
         self.changes.push((Key::Name { dir, cookie }.encode(), Some(entry.encode())));
         self.places.insert((dir, cookie), entry.name.clone());
         self.names.push(Name { dir, cookie, entry });
@@ -370,8 +404,13 @@ impl<'a> Entries<'a> {
                 self.remove(&Key::Xattr { ino, name: &name }, line);
             }
         }
+        for key in std::mem::take(&mut self.finders) {
+            self.changes.push((key, Some(Vec::new())));
+            self.lines.push("entered what finds an old version".to_owned());
+        }
         let highest = self.inodes.keys().next_back().map_or(0, |ino| ino.0);
         let counters = Counters {
+            epoch: self.counters.epoch.max(self.epoch),
             next_ino: self.counters.next_ino.max(highest + 1),
             files: self.inodes.len() as u64,
             logical_bytes: self.contents.values().map(|content| content.filled).sum(),

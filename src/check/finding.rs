@@ -105,6 +105,11 @@ pub enum Finding {
         /// What is wrong.
         why: String,
     },
+    /// An old version without its finder, or a finder without its version.
+    VersionAlone {
+        /// The key that should be there.
+        key: Vec<u8>,
+    },
     /// A counter of the volume is wrong.
     Counter {
         /// Which.
@@ -175,6 +180,9 @@ impl fmt::Display for Finding {
                 write!(f, "inode {ino} needs chunk {address}, which is damaged")
             }
             Finding::Tree { ino, why } => write!(f, "the tree of inode {ino} is damaged: {why}"),
+            Finding::VersionAlone { key } => {
+                write!(f, "metadata: the entry {key:02x?} of an old version is not there")
+            }
             Finding::Counter { what, recorded, counted } => {
                 write!(f, "the counter of {what} says {recorded}, and {counted} were counted")
             }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::chunk::{Address, Source};
 use crate::meta::{
-    CodecError, Content, Cookie, Counters, Ino, Inode, Key, KeyRange, NameEntry, Reading,
+    CodecError, Content, Cookie, Counters, Ino, Inode, Key, KeyRange, NameEntry, Reading, version,
 };
 use crate::pyramid::{self, Visit};
 use crate::store::{self, VerifyStep};
@@ -149,6 +149,8 @@ struct Check<'a> {
     healed: u64,
     /// Of the packs.
     bytes: u64,
+    /// The highest epoch that an entry names.
+    epochs: u64,
     stopped: bool,
 }
 
@@ -172,6 +174,7 @@ impl<'a> Check<'a> {
             doubts: false,
             healed: 0,
             bytes: 0,
+            epochs: 0,
             stopped: false,
         }
     }
@@ -188,7 +191,11 @@ impl<'a> Check<'a> {
         self.link_counts();
         self.directories();
         self.xattrs()?;
-        self.contents(step)?;
+        let mut trees = Trees::default();
+        self.contents(&mut trees, step)?;
+        if !self.stopped {
+            self.versions(&mut trees, step)?;
+        }
         // Of these it is enough that they can be read.
         KeyRange::others()
             .into_iter()
@@ -241,6 +248,7 @@ impl<'a> Check<'a> {
     fn inodes(&mut self) -> Result<(), Error> {
         self.scan(KeyRange::inodes(Ino(0)), &mut |check, key, value| {
             let (Key::Inode(ino), inode) = (key, Inode::decode(value)?) else { return Ok(()) };
+            check.epochs = check.epochs.max(inode.epoch);
             let known = Known {
                 mode: inode.mode,
                 nlink: inode.nlink,
@@ -358,10 +366,9 @@ impl<'a> Check<'a> {
     }
 
     /// Every content belongs to a file of its size, and all chunks below it are there.
-    fn contents(&mut self, step: &mut Step<'_>) -> Result<(), Error> {
+    fn contents(&mut self, trees: &mut Trees, step: &mut Step<'_>) -> Result<(), Error> {
         let total_bytes = self.inodes.len() as u64;
         let mut done_bytes = 0;
-        let mut trees = Trees::default();
         let mut with_content = HashSet::new();
         let mut failure = None;
         self.scan(KeyRange::contents(Ino(0)), &mut |check, key, value| {
@@ -389,7 +396,7 @@ impl<'a> Check<'a> {
                 _ => check.findings.push(Finding::ContentWithoutFile { ino: ino.0 }),
             }
             if failure.is_none() {
-                failure = check.tree(*ino, &content, &mut trees).err();
+                failure = check.tree(*ino, &content, trees).err();
             }
             Ok(())
         })?;
@@ -403,6 +410,65 @@ impl<'a> Check<'a> {
                 self.findings.push(finding);
             }
         }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Old versions can be read, the chunks below their contents are there, each has its finder.
+    fn versions(&mut self, trees: &mut Trees, step: &mut Step<'_>) -> Result<(), Error> {
+        let meta = self.meta;
+        let mut failure: Option<Error> = None;
+        let mut done_bytes = 0;
+        self.scan(KeyRange::all_versions(), &mut |check, key, value| {
+            let Key::Version { live, end } = key else { return Ok(()) };
+            if check.stopped || failure.is_some() {
+                return Ok(());
+            }
+            done_bytes += 1;
+            let at = Progress { done_bytes, total_bytes: done_bytes, pack: 0, what: "versions" };
+            check.stopped = step(at).is_break();
+            let finder = Key::VersionEnd { end: *end, live };
+            match meta.get(&finder) {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    check.findings.push(Finding::VersionAlone { key: finder.encode() });
+                }
+                Err(error) => failure = Some(error.into()),
+            }
+            check.epochs = check.epochs.max(*end);
+            let Some(value) = version(value)? else { return Ok(()) };
+            match Key::decode(live)? {
+                Key::Inode(_) => drop(Inode::decode(value)?),
+                Key::Name { .. } => drop(NameEntry::decode(value)?),
+                Key::Content(ino) => {
+                    let content = Content::decode(value)?;
+                    failure = failure.take().or(check.tree(ino, &content, trees).err());
+                }
+                _ => {}
+            }
+            Ok(())
+        })?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        if self.stopped { Ok(()) } else { self.finders() }
+    }
+
+    /// Each finder has its version.
+    fn finders(&mut self) -> Result<(), Error> {
+        let meta = self.meta;
+        let mut failure: Option<Error> = None;
+        self.scan(KeyRange::version_ends(0, u64::MAX), &mut |check, key, _| {
+            let Key::VersionEnd { live, end } = key else { return Ok(()) };
+            let version = Key::Version { live, end: *end };
+            match meta.get(&version) {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    check.findings.push(Finding::VersionAlone { key: version.encode() });
+                }
+                Err(error) => failure = Some(error.into()),
+            }
+            Ok(())
+        })?;
         failure.map_or(Ok(()), Err)
     }
 
@@ -481,6 +547,7 @@ impl<'a> Check<'a> {
             ("inodes", counters.files, self.inodes.len() as u64),
             ("logical bytes", counters.logical_bytes, self.logical),
             ("free inode numbers", counters.next_ino, counters.next_ino.max(highest + 1)),
+            ("epochs", counters.epoch, counters.epoch.max(self.epochs)),
         ];
         for (what, recorded, counted) in counted {
             if recorded != counted {

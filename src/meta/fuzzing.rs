@@ -11,7 +11,8 @@ use super::checkpoint::backend::{Backend, PageFile, ReadingBackend, seal_pages};
 use super::checkpoint::{decode_position, encode_position};
 use super::groups::Entries;
 use super::{
-    CollectionState, Content, Cookie, Counters, Image, Ino, Inode, Key, NameEntry, record,
+    CollectionState, Content, Cookie, Counters, Image, Ino, Inode, Key, NameEntry, Snapshot,
+    record, version,
 };
 use crate::chunk::Address;
 use crate::store::LogPosition;
@@ -41,6 +42,12 @@ pub fn value(bytes: &[u8]) {
     }
     if let Ok(counters) = Counters::decode(bytes) {
         assert_eq!(counters.encode(), bytes);
+    }
+    if let Ok(snapshot) = Snapshot::decode(bytes) {
+        assert_eq!(snapshot.encode(), bytes);
+    }
+    if let Ok(Some(value)) = version(bytes) {
+        assert_eq!(bytes.get(1..), Some(value));
     }
     if let Ok(image) = Image::decode(bytes) {
         assert_eq!(image.encode(), bytes);
@@ -112,16 +119,20 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         target: b"../target".to_vec(),
         ..Inode::default()
     };
-    let content = Content { address: Address([7; 32]), size: 1 << 40, filled: 4096 };
-    let name = NameEntry { ino: Ino(300), kind: 8, name: b"name".to_vec() };
+    let content = Content { address: Address([7; 32]), size: 1 << 40, filled: 4096, epoch: 3 };
+    let name = NameEntry { ino: Ino(300), kind: 8, name: b"name".to_vec(), epoch: 0 };
     let counters = Counters { next_ino: 301, files: 7, logical_bytes: 1 << 33, epoch: 0 };
     let position = encode_position(LogPosition { pack: 3, offset: 70_000, sequence: 9 });
     let cookie = Cookie(0x1234_5678_0000);
+    let xattr = Key::Xattr { ino: Ino(300), name: b"user.x" }.encode();
     let keys = [
         Key::Counters,
         Key::Inode(Ino(300)),
         Key::Name { dir: Ino::ROOT, cookie },
         Key::Xattr { ino: Ino(300), name: b"user.x" },
+        Key::Snapshot(7),
+        Key::Version { live: &xattr, end: 8 },
+        Key::VersionEnd { end: 8, live: &xattr },
     ];
     let mut entries = Entries::new();
     for number in 2..6 {
@@ -133,7 +144,16 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     super::codec::put_varint(&mut plain, body.len() as u64);
     plain.extend_from_slice(&body);
     let mut seeds: Vec<_> = keys.iter().map(|key| ("meta_key", key.encode())).collect();
-    let values = [inode.encode(), content.encode(), name.encode(), counters.encode(), position];
+    let snapshot = Snapshot { time: now, files: 7, name: b"daily".to_vec(), ..Snapshot::default() };
+    let values = [
+        inode.encode(),
+        content.encode(),
+        name.encode(),
+        counters.encode(),
+        position,
+        snapshot.encode(),
+        [&[1], &name.encode()[..]].concat(),
+    ];
     seeds.extend(values.map(|value| ("meta_value", value)));
     seeds.extend([record::encode(&entries), plain].map(|record| ("meta_record", record)));
     let mut pages = vec![0; 4 * STORED_BYTES];

@@ -10,7 +10,8 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::meta::Key;
+use crate::meta::key::VERSIONED;
+use crate::meta::{Key, Meta};
 use crate::sys::locks::{RwLock, RwLockReadGuard};
 
 /// Longest value: an extended attribute has at most 64 KiB, and what is larger than this is
@@ -35,18 +36,26 @@ pub struct GroupId(pub u64);
 pub(super) struct Part {
     entries: RwLock<Entries>,
     bytes: AtomicU64,
+    /// Bytes of old values that the record will hold as well.
+    kept_bytes: AtomicU64,
 }
 
 impl Part {
     /// Makes a part of entries.
     pub(super) fn new(entries: Entries) -> Part {
         let bytes = entries.iter().map(|(key, value)| charge(key, value.as_deref())).sum();
-        Part { entries: RwLock::new(entries), bytes: AtomicU64::new(bytes) }
+        let bytes = AtomicU64::new(bytes);
+        Part { entries: RwLock::new(entries), bytes, kept_bytes: AtomicU64::default() }
     }
 
     /// Memory that it occupies.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of old values that the record of this group will hold as well.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.kept_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether nothing is in it; what is in it never leaves it.
@@ -72,9 +81,15 @@ impl Part {
     }
 
     /// Takes in all entries of `newer`, in batches, so that readers wait for none of it.
+    ///
+    /// Versions first, what they are of last: so a reader of a snapshot, who looks at these layers
+    /// alone, meets no change whose version is not there.
     pub(super) fn absorb(&self, newer: &Part) {
         let newer = newer.entries.read();
-        let mut rest = newer.iter().peekable();
+        let versioned = [VERSIONED.end];
+        let first = newer.range::<[u8], _>((Bound::Included(&versioned[..]), Bound::Unbounded));
+        let last = newer.range::<[u8], _>((Bound::Unbounded, Bound::Excluded(&versioned[..])));
+        let mut rest = first.chain(last).peekable();
         while rest.peek().is_some() {
             let mut entries = self.entries.write();
             for (key, value) in rest.by_ref().take(COPY_BATCH) {
@@ -131,6 +146,7 @@ fn charge(key: &[u8], value: Option<&[u8]>) -> u64 {
 pub struct Group<'a> {
     pub(super) id: GroupId,
     pub(super) part: Arc<Part>,
+    pub(super) meta: &'a Meta,
     pub(super) _hold: RwLockReadGuard<'a, ()>,
 }
 
@@ -142,12 +158,20 @@ impl Group<'_> {
 
     /// Sets `key` to `value`, of at most [`VALUE_BYTES_MAX`] bytes.
     pub fn put(&self, key: &Key<'_>, value: Vec<u8>) {
+        self.charge_kept(key);
         self.part.change(key.encode(), Some(value));
     }
 
     /// Deletes `key`, whether it exists or not.
     pub fn delete(&self, key: &Key<'_>) {
+        self.charge_kept(key);
         self.part.change(key.encode(), None);
+    }
+
+    /// Counts what the record grows by when the old value of `key` is kept for a snapshot.
+    fn charge_kept(&self, key: &Key<'_>) {
+        let bytes = self.meta.kept_bytes(key);
+        self.part.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Sets or deletes the entry of an encoded key: for repair, which also meets bytes that are no

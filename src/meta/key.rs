@@ -24,17 +24,14 @@ const TAG_CONTENT: u8 = 0x11;
 const TAG_NAME: u8 = 0x12;
 const TAG_XATTR: u8 = 0x13;
 const TAG_ORPHAN: u8 = 0x20;
+const TAG_SNAPSHOT: u8 = 0x30;
+const TAG_VERSION: u8 = 0x31;
+const TAG_VERSION_END: u8 = 0x32;
 const TAG_BAD_CHUNK: u8 = 0x40;
 const TAG_IMAGE: u8 = 0x43;
 
 /// Tags that later formats fill; a key with one of them is refused until then.
 pub mod reserved {
-    /// An epoch that is kept for reading: tag, epoch.
-    pub const SNAPSHOT: u8 = 0x30;
-    /// An old version: tag, the live key, the epoch in which it ended.
-    pub const VERSION: u8 = 0x31;
-    /// Finds old versions for deletion: tag, end epoch, the live key.
-    pub const VERSION_END: u8 = 0x32;
     /// State of a pack (bitmap of its dead chunks, rewritten, dropped): tag, pack.
     pub const PACK: u8 = 0x41;
     /// An unfinished receive or repair and the packs it made: tag, number.
@@ -45,8 +42,15 @@ pub mod reserved {
 /// XATTR_NAME_MAX).
 pub const NAME_BYTES_MAX: usize = 255;
 
-/// Bytes of the longest key of this format: tag, inode, attribute name.
-pub const KEY_BYTES_MAX: usize = 1 + 8 + NAME_BYTES_MAX;
+/// Bytes of the longest key of something that lives: tag, inode, attribute name.
+const LIVE_KEY_BYTES_MAX: usize = 1 + 8 + NAME_BYTES_MAX;
+
+/// Bytes of the longest key of this format: that of an old version of one.
+pub const KEY_BYTES_MAX: usize = 1 + LIVE_KEY_BYTES_MAX + 8;
+
+/// What the end of a version begins with: epochs stay far below 2^56 (a snapshot has 22 bits). No
+/// attribute's name has such a byte, so that versions sort as their live keys do.
+const END_FIRST: u8 = 0;
 
 /// Number of an inode: the FUSE node id, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -120,6 +124,22 @@ pub enum Key<'a> {
     Orphan(Ino),
     /// A place of the packs where a chunk is damaged; the value is empty.
     BadChunk(BadChunk),
+    /// An epoch that is kept for reading: a [`Snapshot`](crate::meta::Snapshot).
+    Snapshot(u64),
+    /// What something was before an epoch; its value as [`version`](crate::meta::version) reads it.
+    Version {
+        /// The encoded key of an inode, a content, a name or an extended attribute.
+        live: &'a [u8],
+        /// The epoch in which it ended.
+        end: u64,
+    },
+    /// Finds old versions by the epoch in which they ended; the value is empty.
+    VersionEnd {
+        /// That epoch.
+        end: u64,
+        /// As in [`Key::Version`].
+        live: &'a [u8],
+    },
     /// The image of the metadata with this number: an [`Image`](crate::meta::Image).
     Image(u64),
 }
@@ -146,6 +166,11 @@ impl<'a> Key<'a> {
                 bytes.extend_from_slice(&address.0);
                 bytes.extend_from_slice(&location.pack().to_be_bytes());
                 bytes
+            }
+            Key::Snapshot(epoch) => numbers(TAG_SNAPSHOT, &[epoch]),
+            Key::Version { live, end } => [&[TAG_VERSION], live, &end.to_be_bytes()[..]].concat(),
+            Key::VersionEnd { end, live } => {
+                [&[TAG_VERSION_END], &end.to_be_bytes()[..], live].concat()
             }
             Key::Image(image) => numbers(TAG_IMAGE, &[image]),
         }
@@ -174,6 +199,16 @@ impl<'a> Key<'a> {
                 let address = Address(reader.array()?);
                 let location = Location::unpack(number(&mut reader)?);
                 Key::BadChunk(BadChunk { address, location })
+            }
+            TAG_SNAPSHOT => Key::Snapshot(number(&mut reader)?),
+            TAG_VERSION => {
+                let rest = reader.rest();
+                let (live, end) = rest.split_last_chunk::<8>().ok_or(CodecError::Short)?;
+                Key::Version { live: versioned(live)?, end: u64::from_be_bytes(*end) }
+            }
+            TAG_VERSION_END => {
+                let end = number(&mut reader)?;
+                Key::VersionEnd { end, live: versioned(reader.rest())? }
             }
             TAG_IMAGE => Key::Image(number(&mut reader)?),
             tag => return Err(CodecError::Tag(tag)),
@@ -246,6 +281,28 @@ impl KeyRange {
         [range(0, TAG_INODE), range(behind, TAG_ORPHAN), range(TAG_ORPHAN + 1, 0xff)]
     }
 
+    /// All snapshots, by number.
+    pub fn snapshots() -> KeyRange {
+        KeyRange::of_prefix(vec![TAG_SNAPSHOT])
+    }
+
+    /// All old versions, by live key, then by the epoch in which they ended.
+    pub fn all_versions() -> KeyRange {
+        KeyRange::of_prefix(vec![TAG_VERSION])
+    }
+
+    /// The finders of all old versions that ended after one epoch and not after another.
+    pub fn version_ends(after: u64, through: u64) -> KeyRange {
+        let start = numbers(TAG_VERSION_END, &[after.saturating_add(1)]);
+        KeyRange { start, end: successor(numbers(TAG_VERSION_END, &[through])) }
+    }
+
+    /// The versions of one live key that ended after an epoch.
+    pub(super) fn versions_after(live: &[u8], epoch: u64) -> KeyRange {
+        let start = Key::Version { live, end: epoch.saturating_add(1) }.encode();
+        KeyRange { start, end: behind_versions(live) }
+    }
+
     /// All damaged chunks, by address.
     pub fn bad_chunks() -> KeyRange {
         KeyRange::of_prefix(vec![TAG_BAD_CHUNK])
@@ -258,6 +315,28 @@ impl KeyRange {
 
     fn of_prefix(prefix: Vec<u8>) -> KeyRange {
         KeyRange { start: prefix.clone(), end: successor(prefix) }
+    }
+}
+
+/// Where versions of `live` and of all keys above it lie, as a key.
+pub(super) fn versions_from(live: &[u8]) -> Vec<u8> {
+    [&[TAG_VERSION], live].concat()
+}
+
+/// A key behind all versions of `live`, and in front of those of every key above it.
+pub(super) fn behind_versions(live: &[u8]) -> Vec<u8> {
+    [&[TAG_VERSION], live, &[END_FIRST + 1]].concat()
+}
+
+/// Keys of what has versions.
+pub(super) const VERSIONED: std::ops::Range<u8> = TAG_INODE..TAG_XATTR + 1;
+
+/// Refuses a key of what has no versions.
+fn versioned(live: &[u8]) -> Result<&[u8], CodecError> {
+    match live.first() {
+        Some(tag) if VERSIONED.contains(tag) => Key::decode(live).map(|_| live),
+        Some(&tag) => Err(CodecError::Tag(tag)),
+        None => Err(CodecError::Short),
     }
 }
 

@@ -70,18 +70,59 @@ impl Layers {
         self.view.clone().ok_or(Error::Closed)
     }
 
+    /// What is committed: neither the open nor the committing group.
+    pub(super) fn below(&self) -> Result<Below> {
+        let taking = self.taking.as_ref().map(|(part, _)| part);
+        let parts = std::iter::once(&self.filling).chain(taking).cloned().collect();
+        Ok(Below { parts, view: self.view()? })
+    }
+
     /// Copies the next entries of each layer in memory, at most `count` of each.
     pub(super) fn slices(&self, from: Bound<&[u8]>, end: &[u8], count: usize) -> Vec<Slice> {
         let mut slices = Vec::with_capacity(LAYERS_MAX);
         for part in self.parts().filter(|part| !part.is_empty()) {
-            let entries = part.entries();
-            let mut range = entries.range::<[u8], _>((from, Bound::Excluded(end)));
-            let slice: Vec<Entry> =
-                range.by_ref().take(count).map(|(k, v)| (k.clone(), v.clone())).collect();
-            slices.push(Slice { entries: slice, is_cut: range.next().is_some() });
+            slices.push(slice(part, from, end, count));
         }
         slices
     }
+}
+
+/// The layers of what is committed, at one moment.
+pub(super) struct Below {
+    /// In memory, the newest first.
+    parts: Vec<Arc<Part>>,
+    view: Arc<dyn View>,
+}
+
+impl Below {
+    /// Returns the value of `key`.
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        match self.parts.iter().find_map(|part| part.get(key)) {
+            Some(found) => Ok(found.map(|value| value.to_vec())),
+            None => self.view.get(key),
+        }
+    }
+
+    /// Returns the next entries from `from` up to, not including, `end`, of about `count`.
+    pub(super) fn batch(&self, from: Bound<&[u8]>, end: &[u8], count: usize) -> Result<Batch> {
+        let mut slices: Vec<Slice> = self
+            .parts
+            .iter()
+            .filter(|part| !part.is_empty())
+            .map(|part| slice(part, from, end, count))
+            .collect();
+        slices.push(self.view.slice(from, end, count)?);
+        Ok(merge(&slices))
+    }
+}
+
+/// Copies the next entries of a part, at most `count`.
+fn slice(part: &Part, from: Bound<&[u8]>, end: &[u8], count: usize) -> Slice {
+    let entries = part.entries();
+    let mut range = entries.range::<[u8], _>((from, Bound::Excluded(end)));
+    let slice: Vec<Entry> =
+        range.by_ref().take(count).map(|(k, v)| (k.clone(), v.clone())).collect();
+    Slice { entries: slice, is_cut: range.next().is_some() }
 }
 
 /// The next entries of one layer.

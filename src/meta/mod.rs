@@ -1,8 +1,8 @@
 //! Metadata: sorted keys and small values that say all about files except their bytes.
 //!
 //! Owns keys and values ([`Key`], [`Inode`], ...), the groups of changes and the cut between
-//! them, and the checkpoint. Changes live in memory first and are read from there: a change is in
-//! the open group, then in the committing group, then in the committed layer (two parts, one
+//! them, versions for snapshots, and the checkpoint. Changes live in memory first and are read
+//! from there: a change is in the open group, then in the committing group, then in the committed layer (two parts, one
 //! filling, one being taken in), then in the checkpoint; readers ask in this order.
 //!
 //! Invariants: (1) at most two groups exist, one open and one committing; (2) no cut happens while
@@ -26,6 +26,7 @@ pub mod key;
 mod layers;
 mod record;
 mod value;
+mod versions;
 
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use std::sync::Arc;
 use crate::meta::checkpoint::{Checkpoint, Held, View};
 use crate::meta::groups::Part;
 use crate::meta::layers::{Batch, Committing, Layers, merge};
+use crate::meta::versions::Epochs;
 use crate::store::{LogPosition, Record};
 use crate::sys::Disk;
 use crate::sys::locks::{Mutex, RwLock};
@@ -45,8 +47,10 @@ pub use crate::meta::groups::{Group, GroupId, VALUE_BYTES_MAX};
 pub use crate::meta::image::{ImageReader, Rebuild};
 pub use crate::meta::key::{Cookie, Ino, Key, KeyRange, NAME_BYTES_MAX};
 pub use crate::meta::value::{
-    CheckState, CollectionState, Content, Counters, Image, Inode, NameEntry, TARGET_BYTES_MAX,
+    CheckState, CollectionState, Content, Counters, Image, Inode, NameEntry, Snapshot,
+    TARGET_BYTES_MAX,
 };
+pub use crate::meta::versions::{SnapshotView, Unneeded, version};
 
 /// Entries of the first batch of a scan: most scans look one name up.
 const SCAN_FIRST: usize = 16;
@@ -144,6 +148,8 @@ pub struct Meta {
     /// Held while a group moves into the filling part, so that a take-in never gets half of one.
     commit: Mutex<()>,
     layers: RwLock<Layers>,
+    /// As of the last record that is committed.
+    epochs: RwLock<Epochs>,
     checkpoint: Box<dyn Checkpoint>,
 }
 
@@ -161,6 +167,7 @@ impl Meta {
     fn open_in(disk: &Arc<dyn Disk>, dir: &str, options: Options) -> Result<Meta> {
         let checkpoint = checkpoint::open(disk, dir, options.cache_bytes)?;
         let (view, held) = checkpoint.view()?;
+        let epochs = epochs_of(&view)?;
         let layers = Layers {
             open: (GroupId(1), Arc::default()),
             committing: None,
@@ -176,6 +183,7 @@ impl Meta {
             take_in: Mutex::new(()),
             commit: Mutex::new(()),
             layers: RwLock::new(layers),
+            epochs: RwLock::new(epochs),
             checkpoint: Box::new(checkpoint),
         })
     }
@@ -202,7 +210,9 @@ impl Meta {
                 return Err(Error::RecordOrder { position, last });
             }
             let record_bytes = record_bytes + record.entries.len() as u64;
-            self.fill(&Arc::new(Part::new(entries)), Held { position, record_bytes }, |_| {});
+            let part = Arc::new(Part::new(entries));
+            self.fill(&part, Held { position, record_bytes }, |_| {});
+            self.epochs.write().advance(&part.entries());
         }
         if self.wants_take_in() { self.take_in() } else { Ok(()) }
     }
@@ -299,7 +309,7 @@ impl Meta {
     pub fn enter(&self) -> Group<'_> {
         let hold = self.cut.read();
         let (id, part) = self.layers.read().open.clone();
-        Group { id, part, _hold: hold }
+        Group { id, part, meta: self, _hold: hold }
     }
 
     /// Changes a group that is open, or committing and not yet recorded: for the root of content
@@ -322,7 +332,8 @@ impl Meta {
 
     /// Memory of the open group: an upper bound of what it adds to a record.
     pub fn dirty_bytes(&self) -> u64 {
-        self.layers.read().open.1.bytes()
+        let layers = self.layers.read();
+        layers.open.1.bytes() + layers.open.1.kept_bytes()
     }
 
     /// Closes the open group and opens the next; it waits until nobody holds the open group.
@@ -348,19 +359,31 @@ impl Meta {
 
     /// Returns the committing group's entries as bytes, for its commit record.
     ///
-    /// From then on the group cannot be amended. There must be a committing group.
-    pub fn record(&self) -> Vec<u8> {
+    /// From then on the group cannot be amended. There must be a committing group. What snapshots
+    /// see of what the group changes is entered into it here, and nowhere else.
+    ///
+    /// # Errors
+    ///
+    /// What is below the group cannot be read. The same can be asked again.
+    pub fn record(&self) -> Result<Vec<u8>> {
         let part = self.layers.write().committing.as_mut().map(|committing| {
             committing.record_bytes = Some(0);
             committing.part.clone()
         });
         assert!(part.is_some(), "a record without a committing group");
         let part = part.unwrap_or_default();
+        let versions = self.patiently(|| self.versions_of(&part));
+        let versions = versions.inspect_err(|_| {
+            if let Some(committing) = self.layers.write().committing.as_mut() {
+                committing.record_bytes = None;
+            }
+        })?;
+        versions.into_iter().for_each(|(key, value)| part.change(key, value));
         let record = record::encode(&part.entries());
         if let Some(committing) = self.layers.write().committing.as_mut() {
             committing.record_bytes = Some(record.len() as u64);
         }
-        record
+        Ok(record)
     }
 
     /// Moves the committing group, whose record is durable up to `position`, to the committed
@@ -379,6 +402,7 @@ impl Meta {
         };
         let held = Held { position, record_bytes };
         self.fill(&part, held, |layers| layers.committing = None);
+        self.epochs.write().advance(&part.entries());
     }
 
     /// Puts the entries of `part` into the filling part; the commit lock must be held.
@@ -488,4 +512,18 @@ impl Meta {
         self.layers.write().view = None;
         taken_in.and(self.checkpoint.close())
     }
+}
+
+/// The epoch and the snapshots that a checkpoint knows.
+fn epochs_of(view: &Arc<dyn View>) -> Result<Epochs> {
+    let mut epochs = Epochs::default();
+    let counters = Key::Counters.encode();
+    if let Some(value) = view.get(&counters)? {
+        epochs.take(&counters, Some(&value));
+    }
+    Frozen { view: Arc::clone(view) }.scan(KeyRange::snapshots(), &mut |key, value| {
+        epochs.take(key, Some(value));
+        ControlFlow::Continue(())
+    })?;
+    Ok(epochs)
 }

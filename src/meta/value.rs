@@ -1,4 +1,4 @@
-//! What entries say: inodes, contents, names and counters, as compact values.
+//! What entries say: inodes, contents, names, counters and the like, as compact values.
 //!
 //! A value starts with a format byte, so that a later format can change it; then come varints and
 //! byte strings. docs/format.md has them to the byte.
@@ -15,6 +15,9 @@ use crate::sys::Timestamp;
 
 /// The format byte in front of every value of this version.
 const FORMAT: u8 = 1;
+
+/// The same of a content or name that began after the first snapshot: its epoch follows.
+const FORMAT_EPOCH: u8 = 2;
 
 /// Bytes of the longest symbolic link target (the kernel's PATH_MAX, without its final zero).
 pub const TARGET_BYTES_MAX: usize = 4095;
@@ -130,13 +133,15 @@ pub struct Content {
     pub size: u64,
     /// Bytes that are not holes.
     pub filled: u64,
+    /// The epoch in which this version began.
+    pub epoch: u64,
 }
 
 impl Content {
     /// Returns the value's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(1 + ADDRESS_BYTES + 10);
-        out.push(FORMAT);
+        let mut out = Vec::with_capacity(1 + ADDRESS_BYTES + 12);
+        put_epoch(&mut out, self.epoch);
         out.extend_from_slice(&self.address.0);
         put_varint(&mut out, self.size);
         put_varint(&mut out, self.filled);
@@ -145,11 +150,12 @@ impl Content {
 
     /// Takes the value's bytes apart.
     pub fn decode(bytes: &[u8]) -> Result<Content, CodecError> {
-        let mut reader = open(bytes)?;
+        let (mut reader, epoch) = open_epoch(bytes)?;
         let content = Content {
             address: Address(reader.array()?),
             size: reader.varint()?,
             filled: reader.varint()?,
+            epoch,
         };
         reader.finish()?;
         Ok(content)
@@ -165,14 +171,16 @@ pub struct NameEntry {
     pub kind: u8,
     /// The name, at most [`NAME_BYTES_MAX`] bytes.
     pub name: Vec<u8>,
+    /// The epoch in which this version began.
+    pub epoch: u64,
 }
 
 impl NameEntry {
     /// Returns the value's bytes.
     pub fn encode(&self) -> Vec<u8> {
         assert!(self.name.len() <= NAME_BYTES_MAX, "the caller checks a name's length");
-        let mut out = Vec::with_capacity(12 + self.name.len());
-        out.push(FORMAT);
+        let mut out = Vec::with_capacity(14 + self.name.len());
+        put_epoch(&mut out, self.epoch);
         put_varint(&mut out, self.ino.0);
         out.push(self.kind);
         out.extend_from_slice(&self.name);
@@ -181,14 +189,14 @@ impl NameEntry {
 
     /// Takes the value's bytes apart.
     pub fn decode(bytes: &[u8]) -> Result<NameEntry, CodecError> {
-        let mut reader = open(bytes)?;
+        let (mut reader, epoch) = open_epoch(bytes)?;
         let ino = Ino(reader.varint()?);
         let kind = reader.byte()?;
         let name = reader.rest();
         if name.len() > NAME_BYTES_MAX {
             return Err(CodecError::TooLong);
         }
-        Ok(NameEntry { ino, kind, name: name.to_vec() })
+        Ok(NameEntry { ino, kind, name: name.to_vec(), epoch })
     }
 }
 
@@ -226,6 +234,51 @@ impl Counters {
         };
         reader.finish()?;
         Ok(counters)
+    }
+}
+
+/// An epoch that is kept for reading.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Snapshot {
+    /// Whether it is on its way out: nothing reads it any more.
+    pub deleting: bool,
+    /// When it was made.
+    pub time: Timestamp,
+    /// Inodes then.
+    pub files: u64,
+    /// Sum of the contents' bytes that are not holes, then.
+    pub logical_bytes: u64,
+    /// Its name, at most [`NAME_BYTES_MAX`] bytes.
+    pub name: Vec<u8>,
+}
+
+impl Snapshot {
+    /// Returns the value's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        assert!(self.name.len() <= NAME_BYTES_MAX, "the caller checks a name's length");
+        let mut out = vec![FORMAT, u8::from(self.deleting)];
+        put_time(&mut out, self.time, Timestamp::default());
+        put_varint(&mut out, self.files);
+        put_varint(&mut out, self.logical_bytes);
+        out.extend_from_slice(&self.name);
+        out
+    }
+
+    /// Takes the value's bytes apart.
+    pub fn decode(bytes: &[u8]) -> Result<Snapshot, CodecError> {
+        let mut reader = open(bytes)?;
+        let deleting = match reader.byte()? {
+            0 => false,
+            1 => true,
+            _ => return Err(CodecError::Number),
+        };
+        let time = time(&mut reader, Timestamp::default())?;
+        let (files, logical_bytes) = (reader.varint()?, reader.varint()?);
+        let name = reader.rest();
+        if name.len() > NAME_BYTES_MAX {
+            return Err(CodecError::TooLong);
+        }
+        Ok(Snapshot { deleting, time, files, logical_bytes, name: name.to_vec() })
     }
 }
 
@@ -360,6 +413,28 @@ fn open(bytes: &[u8]) -> Result<Reader<'_>, CodecError> {
     match reader.byte()? {
         FORMAT => Ok(reader),
         format => Err(CodecError::Format(format)),
+    }
+}
+
+/// Starts a value that may have begun after the first snapshot.
+fn open_epoch(bytes: &[u8]) -> Result<(Reader<'_>, u64), CodecError> {
+    let mut reader = Reader::new(bytes);
+    match reader.byte()? {
+        FORMAT => Ok((reader, 0)),
+        FORMAT_EPOCH => match reader.varint()? {
+            0 => Err(CodecError::Number),
+            epoch => Ok((reader, epoch)),
+        },
+        format => Err(CodecError::Format(format)),
+    }
+}
+
+fn put_epoch(out: &mut Vec<u8>, epoch: u64) {
+    if epoch == 0 {
+        out.push(FORMAT);
+    } else {
+        out.push(FORMAT_EPOCH);
+        put_varint(out, epoch);
     }
 }
 

@@ -1,10 +1,11 @@
 //! The store's side of a collection: what is found again meanwhile, cleaning packs, dropping them.
 //!
 //! Owns [`Visit`], [`Collection`], and the hook through which look-ups for dedup pass while one is
-//! under way. A pack that is worth it is cleaned as a log-structured filesystem cleans a segment
-//! (Rosenblum and Ousterhout, 1992): its living chunks are appended again at the end of the log, the
-//! caller's next commit makes them durable, and then the pack goes. Nothing on the disk tells of
-//! a collection; one that a crash ended leaves chunks that lie twice, which the next one finds.
+//! under way. A pack that is worth it is cleaned as a log-structured filesystem cleans a
+//! segment (Rosenblum and Ousterhout, 1992): its living chunks are appended again at the end of
+//! the log, the caller's next commit makes them durable, and then the pack goes. Nothing on the
+//! disk tells of a collection; one that a crash ended leaves chunks that lie twice, which the next
+//! finds.
 //!
 //! Invariants: (1) from the moment at which a collection begins, whoever is answered "stored" has
 //! marked the place, until the switch; after that a place in a victim counts only if it is
@@ -236,8 +237,8 @@ impl<'a> Collection<'a> {
         self.run.below.store(position.pack, Ordering::Release);
     }
 
-    /// Looks at all packs that can go: their garbage in bytes together, and those that are worth it,
-    /// the most garbage first.
+    /// Looks at all packs that can go: their garbage in bytes together, and those that are worth
+    /// it, the most garbage first.
     pub fn choose(
         &self,
         policy: &Policy,

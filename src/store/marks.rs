@@ -1,8 +1,8 @@
 //! Which chunks of the packs can be reached from some roots.
 //!
-//! Owns [`Marks`]: one bit for each chunk of a sealed pack, and a table of the pack's frames, so that
-//! a place finds its bit; together about five bits a chunk. The table of a pack is made, from its
-//! footer, when the first of its chunks is marked.
+//! Owns [`Marks`]: one bit for each chunk of a sealed pack, and a table of the pack's frames, so
+//! that a place finds its bit; together about five bits a chunk. The table of a pack is made, from
+//! its footer, when the first of its chunks is marked.
 //!
 //! Invariants: (1) a tree is walked once, however many share it; (2) what is marked stays marked;
 //! (3) where it is not certain that a chunk lies in a place, too much is marked rather than too

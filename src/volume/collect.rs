@@ -1,9 +1,9 @@
 //! Collection: when the space of what was deleted comes back, and from which roots that is decided.
 //!
-//! Owns the thread that begins collections by itself, one whole run (mark, choose, clean, drop), its
-//! pace beside other work, and the estimate of garbage. Nothing counts references: a run marks all
-//! that the metadata names at one commit, live files and snapshots alike, and what is found again
-//! meanwhile is marked by whoever finds it (`store::collect`).
+//! Owns the thread that begins collections by itself, one whole run (mark, choose, clean, drop),
+//! its pace beside other work, and the estimate of garbage. Nothing counts references: a run marks
+//! all that the metadata names at one commit, live files and snapshots alike, and what is found
+//! again meanwhile is marked by whoever finds it (`store::collect`).
 //!
 //! Invariants: (1) one run at a time; (2) a pack goes only when what it had alive is durable
 //! elsewhere, the checkpoint holds all its commit records, and an image of the metadata stands
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use super::image::newest_image;
 use super::{Error, Volume, Wait};
-use crate::meta::{CollectionState, Content, Ino, Key, KeyRange, Reading};
+use crate::meta::{CollectionState, Content, Ino, Key, KeyRange, Reading, version};
 use crate::store::{Collection, Policy, Victim};
 use crate::sys::Clock;
 use crate::sys::locks::{Condvar, Mutex, MutexGuard};
@@ -139,8 +139,8 @@ impl Collector {
 }
 
 /// Where the metadata names roots.
-pub(super) fn root_ranges() -> [KeyRange; 1] {
-    [KeyRange::contents(Ino(0))]
+pub(super) fn root_ranges() -> [KeyRange; 2] {
+    [KeyRange::contents(Ino(0)), KeyRange::all_versions()]
 }
 
 impl<'a> Pace<'a> {
@@ -306,10 +306,14 @@ impl Volume {
         let mut done = 0;
         let mut failed = None;
         for range in root_ranges() {
-            frozen.scan(range, &mut |_, value| {
+            frozen.scan(range, &mut |key, value| {
                 done += 1;
                 self.tell("marking", done.min(total), total);
-                match self.mark_one(collection, value, pace) {
+                let marked = content_of(key, value).and_then(|content| match content {
+                    Some(content) => self.mark_one(collection, &content, pace),
+                    None => Ok(()),
+                });
+                match marked {
                     Ok(()) => ControlFlow::Continue(()),
                     Err(error) => {
                         failed = Some(error);
@@ -317,6 +321,9 @@ impl Volume {
                     }
                 }
             })?;
+            if failed.is_some() {
+                break;
+            }
         }
         failed.map_or(Ok(()), Err)
     }
@@ -324,10 +331,9 @@ impl Volume {
     fn mark_one(
         &self,
         collection: &Collection<'_>,
-        value: &[u8],
+        root: &Content,
         pace: &mut Pace<'_>,
     ) -> Result<(), Error> {
-        let root = Content::decode(value)?;
         let mut stopped = pace.step().is_break();
         if !stopped {
             collection.marks().mark(&self.store, &root.address, &mut |_| {
@@ -466,6 +472,19 @@ impl Volume {
             false => GARBAGE_BYTES_MIN.max(stored / GARBAGE_PART) <= garbage,
         }
     }
+}
+
+/// The content that an entry names: that of a live file, or an old version of one.
+pub(super) fn content_of(key: &[u8], value: &[u8]) -> Result<Option<Content>, Error> {
+    let kept = match Key::decode(key)? {
+        Key::Content(_) => Some(value),
+        Key::Version { live, .. } => match Key::decode(live)? {
+            Key::Content(_) => version(value)?,
+            _ => None,
+        },
+        _ => None,
+    };
+    Ok(kept.map(Content::decode).transpose()?)
 }
 
 /// Collects when it was asked, or when it is worth it.

@@ -24,8 +24,11 @@ use crate::store::LogPosition;
 use crate::sys::Clock;
 use crate::sys::locks::{Condvar, Mutex, MutexGuard, thread};
 
-/// A group of this many bytes is committed before it takes more, so that its record fits a pack.
+/// A group of this many bytes is committed before it takes more, or one of half a pack if that is
+/// less: so that its record fits a pack.
 const GROUP_BYTES_MAX: u64 = 8 << 20;
+/// But not one of less than this: a single change may have so much.
+const GROUP_BYTES_MIN: u64 = 1 << 20;
 
 /// Threads that flush; hashing inside a flush uses all cores anyway.
 const FLUSHERS: usize = 2;
@@ -234,7 +237,7 @@ impl Volume {
                 if let Some(state) = self.counters.lock().collection_news() {
                     self.meta.amend(group, &Key::Collection, Some(state.encode()));
                 }
-                (self.meta.record(), counters)
+                (self.meta.record()?, counters)
             }
         };
         let position = self.append_record(&record);
@@ -296,7 +299,8 @@ impl Volume {
 
     /// Makes room in the open group: commits when it is full.
     pub(super) fn make_group_room(&self, wait: Wait) -> Result<(), Error> {
-        if self.meta.dirty_bytes() < GROUP_BYTES_MAX {
+        let half_a_pack = self.options.pack_bytes_max / 2;
+        if self.meta.dirty_bytes() < half_a_pack.clamp(GROUP_BYTES_MIN, GROUP_BYTES_MAX) {
             return Ok(());
         }
         if wait == Wait::No {

@@ -271,7 +271,7 @@ fn is_unreadable(error: &Error) -> bool {
 
 /// The entry of `root`.
 fn content_of(root: &Root) -> Content {
-    Content { address: root.address, size: root.size, filled: root.filled }
+    Content { address: root.address, size: root.size, filled: root.filled, epoch: 0 }
 }
 
 /// The root that an entry names.

@@ -2,8 +2,8 @@
 //!
 //! Owns [`Volume`]. Its operations stand in `names` and `rename` (create, move, remove), `attrs`,
 //! `xattrs` and `flags` (attributes), `io` (read, write), `ranges` (copies, holes), `flush` (dirty
-//! layers become roots), `commit` (groups become durable), `collect` (space comes back) and `image`; `rebuild` is for a volume
-//! whose metadata is lost; `acl` knows access control lists;
+//! layers become roots), `commit` (groups become durable), `collect` (space comes back) and
+//! `image`; `rebuild` is for a volume whose metadata is lost; `acl` knows access control lists;
 //! `node`, `dirty` and `budget` hold what they share.
 //!
 //! Invariants: (1) an operation first gets all that it may wait for (dirty space, room in the
@@ -190,6 +190,8 @@ impl Volume {
             lock.set_note("open")
                 .map_err(|source| Error::Io { action: "note in the lock", source })?;
         }
+        let pack_bytes_max = space::pack_bytes(disk.as_ref(), &options);
+        let options = OpenOptions { pack_bytes_max, ..options };
         let meta = Meta::open(Arc::clone(&disk), meta::Options::default())?;
         let store_options = store::Options {
             compression: superblock.compression,

@@ -494,7 +494,7 @@ impl Volume {
 }
 
 pub(super) fn entry_of(ino: Ino, mode: u32, name: &[u8]) -> NameEntry {
-    NameEntry { ino, kind: ((mode & MODE_TYPE) >> 12) as u8, name: name.to_vec() }
+    NameEntry { ino, kind: ((mode & MODE_TYPE) >> 12) as u8, name: name.to_vec(), epoch: 0 }
 }
 
 pub(super) fn check_name(name: &[u8]) -> Result<(), Error> {

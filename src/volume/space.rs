@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::charge;
 use super::reserve::Reserve;
-use super::{Error, StatFs, Volume, Wait};
+use super::{Error, OpenOptions, StatFs, Volume, Wait};
 use crate::sys;
 use crate::sys::locks::Mutex;
 
@@ -36,6 +36,9 @@ const RESERVE_BYTES_BASE: u64 = 4 << 20;
 
 /// A share of what is stored, and of the filesystem or quota at most: one in so many bytes.
 const RESERVE_PART: u64 = 16;
+
+/// Packs are not made smaller than this because of a small disk: a group has to fit.
+const PACK_BYTES_MIN: u64 = 4 << 20;
 
 /// For what no bound covers: the files of the filesystem below are rounded up, and have their own
 /// entries there.
@@ -365,6 +368,14 @@ impl Volume {
             inodes: self.counters.lock().files,
         })
     }
+}
+
+/// Packs for a volume: at most a part of what can be filled, as a collection appends the living part
+/// of one anew before it drops it.
+pub(super) fn pack_bytes(disk: &dyn sys::Disk, options: &OpenOptions) -> u64 {
+    let total = disk.space().map_or(u64::MAX, |space| space.total_bytes);
+    let total = options.quota_bytes.map_or(total, |quota| quota.min(total));
+    options.pack_bytes_max.min((total / RESERVE_PART).max(PACK_BYTES_MIN))
 }
 
 /// What the reserve should have, with `total` bytes to fill and `stored` of them filled.

@@ -14,7 +14,9 @@ use std::ops::ControlFlow;
 
 use super::{Error, MODE_DIR, MODE_TYPE, Volume};
 use crate::chunk::Address;
-use crate::meta::{Content, Cookie, Frozen, Ino, Inode, Key, KeyRange, NameEntry, Reading};
+use crate::meta::{
+    Content, Cookie, Frozen, Ino, Inode, Key, KeyRange, NameEntry, Reading, Snapshot,
+};
 use crate::store::{ChunkSize, Marks};
 
 /// A name: an inode in a directory. The root directory is one in itself.
@@ -146,18 +148,23 @@ impl Volume {
         let below = self.below(&frozen, names, step)?;
         let mut usage = below.usage;
         let outside = Marks::new(&self.store);
-        let is_whole = |ino: Option<Ino>| ino.is_some_and(|ino| below.whole.contains(&ino));
-        self.each_root(&frozen, step, &mut |ino, root| {
-            if !is_whole(ino) {
-                self.mark(&outside, root, None)?;
+        let newest = newest_snapshot(&frozen)?;
+        // What a snapshot sees of a file as it is now would stay for it.
+        let goes = |ino: Option<Ino>, content: &Content| {
+            let is_live_only = newest.is_none_or(|newest| newest < content.epoch);
+            is_live_only && ino.is_some_and(|ino| below.whole.contains(&ino))
+        };
+        self.each_root(&frozen, step, &mut |ino, content| {
+            if !goes(ino, content) {
+                self.mark(&outside, &content.address, None)?;
             }
             Ok(())
         })?;
         // Once more for themselves, as what others hold as well is not met anew.
         let inside = Marks::new(&self.store);
-        self.each_root(&frozen, step, &mut |ino, root| {
-            let Some(ino) = ino else { return Ok(()) };
-            if below.whole.contains(&ino) {
+        self.each_root(&frozen, step, &mut |ino, content| {
+            let (Some(ino), root) = (ino, &content.address) else { return Ok(()) };
+            if goes(Some(ino), content) {
                 let mut count = |size: ChunkSize| {
                     usage.unique_bytes += size.bytes;
                     usage.freed_bytes += size.stored_bytes;
@@ -219,7 +226,7 @@ impl Volume {
         &self,
         frozen: &Frozen,
         step: &mut UsageStep<'_>,
-        each: &mut dyn FnMut(Option<Ino>, &Address) -> Result<(), Error>,
+        each: &mut dyn FnMut(Option<Ino>, &Content) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let total = self.counters.lock().files;
         let (mut done, mut failed) = (0, None);
@@ -231,7 +238,10 @@ impl Volume {
                         Ok(Key::Content(ino)) => Some(ino),
                         _ => None,
                     };
-                    each(ino, &Content::decode(value)?.address)
+                    match super::collect::content_of(key, value)? {
+                        Some(content) => each(ino, &content),
+                        None => Ok(()),
+                    }
                 });
                 match told {
                     Ok(()) => ControlFlow::Continue(()),
@@ -270,4 +280,20 @@ impl Volume {
         self.check_open()?;
         if step(done, total).is_break() { Err(Error::Closed) } else { Ok(()) }
     }
+}
+
+/// The newest snapshot that is not being deleted.
+fn newest_snapshot(frozen: &Frozen) -> Result<Option<u64>, Error> {
+    let (mut newest, mut failure) = (None, None);
+    frozen.scan(KeyRange::snapshots(), &mut |key, value| {
+        match (Key::decode(key), Snapshot::decode(value)) {
+            (Ok(Key::Snapshot(number)), Ok(snapshot)) if !snapshot.deleting => {
+                newest = newest.max(Some(number));
+            }
+            (Err(error), _) | (_, Err(error)) => failure = Some(error),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    })?;
+    failure.map_or(Ok(newest), |error| Err(error.into()))
 }

@@ -82,7 +82,7 @@ impl Bench {
     }
 
     fn name(&self, dir: Ino, name: &[u8], ino: Ino, mode: u32) {
-        let entry = NameEntry { ino, kind: (mode >> 12) as u8, name: name.to_vec() };
+        let entry = NameEntry { ino, kind: (mode >> 12) as u8, name: name.to_vec(), epoch: 0 };
         self.put(&self.name_key(dir, name), entry.encode());
     }
 
@@ -169,7 +169,7 @@ fn wrong_names_are_found() {
         |bench| {
             bench.delete(&bench.name_key(Ino::ROOT, b"small"));
             let kind = (MODE_FILE >> 12) as u8;
-            let entry = NameEntry { ino: bench.small, kind, name: b"small".to_vec() };
+            let entry = NameEntry { ino: bench.small, kind, name: b"small".to_vec(), epoch: 0 };
             bench.put(&bench.name_key(Ino::ROOT, b"elsewhere"), entry.encode());
         },
         &[Finding::NameMisplaced { dir, name: "small".to_owned() }],
@@ -245,7 +245,7 @@ fn what_belongs_to_no_inode_is_found() {
     damage(
         |bench| {
             let hole = bench.volume.pyramid().hole(4096);
-            let content = Content { address: hole.address, size: 4096, filled: 0 };
+            let content = Content { address: hole.address, size: 4096, filled: 0, epoch: 0 };
             bench.put(&Key::Content(dir), content.encode());
         },
         &[Finding::ContentWithoutFile { ino: dir.0 }],

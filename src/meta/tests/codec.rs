@@ -10,7 +10,8 @@ use crate::chunk::Address;
 use crate::meta::groups::Entries;
 use crate::meta::key::reserved;
 use crate::meta::{
-    CodecError, Content, Cookie, Counters, Image, Ino, Inode, Key, KeyRange, NameEntry, record,
+    CodecError, Content, Cookie, Counters, Image, Ino, Inode, Key, KeyRange, NameEntry, Snapshot,
+    record, version,
 };
 use crate::store::{BadChunk, Location, LogPosition};
 use crate::sys::Timestamp;
@@ -49,13 +50,24 @@ impl OwnedKey {
                 let location = Location::unpack(self.2);
                 Key::BadChunk(BadChunk { address: Address(address), location })
             }
-            _ => Key::Image(self.1),
+            7 => Key::Image(self.1),
+            8 => Key::Snapshot(self.1),
+            _ => unreachable!("a version's key needs another"),
+        }
+    }
+
+    /// The key of a version of what this one names, if it can have one, or of its finder.
+    fn version(&self, end: u64, of: impl Fn(Key<'_>)) {
+        let live = self.key().encode();
+        if (1..=4).contains(&self.0) {
+            of(Key::Version { live: &live, end });
+            of(Key::VersionEnd { end, live: &live });
         }
     }
 }
 
 fn any_key() -> impl Strategy<Value = OwnedKey> {
-    (0..8u8, edge(), edge(), bytes(255)).prop_map(|(a, b, c, d)| OwnedKey(a, b, c, d))
+    (0..9u8, edge(), edge(), bytes(255)).prop_map(|(a, b, c, d)| OwnedKey(a, b, c, d))
 }
 
 prop_compose! {
@@ -90,6 +102,55 @@ proptest! {
     }
 
     #[test]
+    fn keys_of_versions_round_trip(owned in any_key(), end in edge(), from in edge()) {
+        let end = end >> 8;
+        owned.version(end, |key| {
+            let bytes = key.encode();
+            assert_eq!(Key::decode(&bytes), Ok(key));
+            let holds = |range: KeyRange| range.start <= bytes && bytes < range.end;
+            let is_version = matches!(key, Key::Version { .. });
+            assert_eq!(holds(KeyRange::all_versions()), is_version);
+            let ended = !is_version && from < end;
+            assert_eq!(holds(KeyRange::version_ends(from, u64::MAX)), ended);
+            assert_eq!(holds(KeyRange::version_ends(0, from)), !is_version && end != 0 && !ended);
+            let live = owned.key().encode();
+            assert_eq!(holds(KeyRange::versions_after(&live, from)), is_version && from < end);
+            assert!(KeyRange::others().into_iter().any(holds));
+            // Neither does a version have versions, nor what has none.
+            let nested = Key::Version { live: &bytes, end };
+            assert!(Key::decode(&nested.encode()).is_err());
+        });
+        if owned.0 == 0 || 4 < owned.0 {
+            let live = owned.key().encode();
+            let bytes = Key::VersionEnd { end, live: &live }.encode();
+            prop_assert!(Key::decode(&bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn versions_sort_as_their_live_keys(
+        (a, b) in (any_key(), any_key()), (from, to) in (edge(), edge()),
+    ) {
+        let named = |key: &OwnedKey| {
+            let name = key.3.iter().map(|byte| byte.max(&1)).copied().collect();
+            OwnedKey(key.0, key.1, key.2, name)
+        };
+        let sorted = |key: &OwnedKey, end: u64| {
+            let mut bytes = None;
+            let live = key.key().encode();
+            if (1..=4).contains(&key.0) {
+                bytes = Some(Key::Version { live: &live, end }.encode());
+            }
+            bytes.map(|bytes| (bytes, (live, end)))
+        };
+        if let (Some((one, of)), Some((other, like))) =
+            (sorted(&named(&a), from >> 8), sorted(&named(&b), to >> 8))
+        {
+            prop_assert_eq!(one.cmp(&other), of.cmp(&like));
+        }
+    }
+
+    #[test]
     fn keys_sort_as_their_numbers(a in any_key(), b in any_key()) {
         let order = |k: &OwnedKey| match k.key() {
             Key::Counters => (0, 0, 0, vec![]),
@@ -104,6 +165,8 @@ proptest! {
                 (6, 0, 0, [&address.0[..], &location.pack().to_be_bytes()].concat())
             }
             Key::Image(image) => (7, image, 0, vec![]),
+            Key::Snapshot(number) => (5, u64::MAX, number, vec![0]),
+            Key::Version { .. } | Key::VersionEnd { .. } => unreachable!("none is made"),
         };
         prop_assert_eq!(a.key().encode().cmp(&b.key().encode()), order(&a).cmp(&order(&b)));
     }
@@ -130,9 +193,11 @@ proptest! {
                 | Key::Collection
                 | Key::BadChunk(_)
                 | Key::Image(_)
+                | Key::Snapshot(_)
         );
         prop_assert_eq!(KeyRange::others().into_iter().any(holds), is_other);
         prop_assert_eq!(holds(KeyRange::bad_chunks()), matches!(key, Key::BadChunk(_)));
+        prop_assert_eq!(holds(KeyRange::snapshots()), matches!(key, Key::Snapshot(_)));
         prop_assert_eq!(holds(KeyRange::images()), matches!(key, Key::Image(_)));
         let of_ino = matches!(key, Key::Xattr { ino: of, .. } if of == ino);
         prop_assert_eq!(holds(KeyRange::xattrs(ino)), of_ino);
@@ -148,12 +213,16 @@ proptest! {
     ) {
         prop_assert_eq!(Inode::decode(&inode.encode()), Ok(inode));
         let [next_ino, files, logical_bytes, epoch] = numbers;
-        let content = Content { address: Address(address), size: files, filled: epoch };
+        let content = Content { address: Address(address), size: files, filled: epoch, epoch };
         prop_assert_eq!(Content::decode(&content.encode()), Ok(content));
-        let entry = NameEntry { ino: Ino(next_ino), kind, name };
+        let entry = NameEntry { ino: Ino(next_ino), kind, name: name.clone(), epoch };
         prop_assert_eq!(NameEntry::decode(&entry.encode()), Ok(entry));
         let counters = Counters { next_ino, files, logical_bytes, epoch };
         prop_assert_eq!(Counters::decode(&counters.encode()), Ok(counters));
+        let time = Timestamp { secs: next_ino.cast_signed(), nanos: 7 };
+        let deleting = kind.is_multiple_of(2);
+        let snapshot = Snapshot { deleting, time, files, logical_bytes, name };
+        prop_assert_eq!(Snapshot::decode(&snapshot.encode()), Ok(snapshot));
         let position = LogPosition { pack: next_ino, offset: files, sequence: epoch };
         let packs = vec![epoch; usize::from(kind % 9)];
         let image = Image { position, record_bytes: files, bytes: logical_bytes, packs };
@@ -163,7 +232,7 @@ proptest! {
     #[test]
     fn any_bytes_are_answered_and_have_one_encoding(mut bytes in bytes(80), force in 0..3u8) {
         if force > 0 && let Some(first) = bytes.first_mut() {
-            *first = 1;
+            *first = force;
         }
         if let Ok(inode) = Inode::decode(&bytes) {
             prop_assert_eq!(inode.encode(), bytes.clone());
@@ -177,6 +246,10 @@ proptest! {
         if let Ok(counters) = Counters::decode(&bytes) {
             prop_assert_eq!(counters.encode(), bytes.clone());
         }
+        if let Ok(snapshot) = Snapshot::decode(&bytes) {
+            prop_assert_eq!(snapshot.encode(), bytes.clone());
+        }
+        let _ = version(&bytes);
         if let Ok(image) = Image::decode(&bytes) {
             prop_assert_eq!(image.encode(), bytes.clone());
         }
@@ -267,7 +340,7 @@ fn a_record_refuses_what_is_out_of_bounds() {
 
 #[test]
 fn later_keys_are_refused() {
-    for tag in [reserved::SNAPSHOT, reserved::VERSION, reserved::UNFINISHED, reserved::PACK] {
+    for tag in [reserved::UNFINISHED, reserved::PACK] {
         assert_eq!(Key::decode(&[tag, 0]), Err(CodecError::Tag(tag)));
     }
 }

@@ -6,6 +6,7 @@ mod crash;
 mod hostile;
 mod model;
 mod pages;
+mod versions;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -35,7 +36,7 @@ fn position(sequence: u64) -> LogPosition {
 fn commit(meta: &Meta, log: &mut Vec<Record>) {
     meta.cut(true, |_| ()).unwrap();
     let position = position(log.len() as u64 + 1);
-    log.push(Record { position, entries: meta.record() });
+    log.push(Record { position, entries: meta.record().unwrap() });
     meta.committed(position);
 }
 

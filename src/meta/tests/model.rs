@@ -103,7 +103,7 @@ impl Run {
                 if let Some((_, recorded @ false)) = &mut self.committing {
                     *recorded = true;
                     let position = position(self.log.len() as u64 + 1);
-                    self.log.push(Record { position, entries: self.meta.record() });
+                    self.log.push(Record { position, entries: self.meta.record().unwrap() });
                 }
             }
             Op::Committed => {
@@ -225,7 +225,7 @@ fn a_scan_may_change_and_read_what_it_scans() {
         assert!(meta.get(&key).unwrap().is_some());
         meta.enter().delete(&key);
         meta.cut(true, |_| ()).unwrap();
-        meta.record();
+        meta.record().unwrap();
         seen += 1;
         meta.committed(position(seen));
         ControlFlow::Continue(())
@@ -348,7 +348,7 @@ fn a_recorded_group_cannot_be_amended() {
     let meta = Meta::open(new_disk(), SLICED).unwrap();
     let (group, ()) = meta.cut(true, |_| ()).unwrap();
     meta.amend(group, &Key::Counters, None);
-    meta.record();
+    meta.record().unwrap();
     meta.amend(group, &Key::Counters, None);
 }
 
