@@ -36,12 +36,12 @@ use super::error::Error;
 use super::runtime;
 use crate::check;
 use crate::fuse::mountinfo::MountEntry;
-use crate::volume::{CollectFigures, Status};
+use crate::volume::{CollectFigures, Named, Status, Usage};
 
 /// Name of the socket in the volume's directory.
 const SOCKET: &str = "control.sock";
 /// Longest line of a request, bytes.
-const REQUEST_BYTES_MAX: u64 = 4096;
+const REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// Connections served at a time; more are turned away.
 const CONNECTIONS_MAX: usize = 32;
 /// How long the daemon waits for the line of a request.
@@ -84,6 +84,13 @@ pub enum Request {
     },
     /// What is known of the last collection, or of the one under way.
     CollectFigures,
+    /// What files take, and what would be free without them.
+    Usage {
+        /// The files.
+        names: Vec<Named>,
+    },
+    /// How far the walk for that is.
+    UsageProgress,
     /// The kernel has changed its flags: follow them, and make durable what it has handed over.
     Remounted,
 }
@@ -100,6 +107,15 @@ pub enum Answer {
     Check(Box<check::Figures>),
     /// What is known of a collection.
     Collect(Box<CollectFigures>),
+    /// What files take.
+    Usage(Usage),
+    /// How far something is.
+    Progress {
+        /// What is done.
+        done: u64,
+        /// Of so much.
+        total: u64,
+    },
     /// It will be done; another answer follows.
     Waiting,
     /// It is done.
@@ -516,7 +532,7 @@ mod tests {
     #[test]
     fn what_is_no_line_is_refused() {
         let (one, other) = UnixStream::pair().unwrap();
-        (&one).write_all(&[b'x'; 8192]).unwrap();
+        (&one).write_all(&[b'x'; 80 << 10]).unwrap();
         assert!(receive::<Request>(&other, REQUEST_BYTES_MAX).is_err());
         let (one, other) = UnixStream::pair().unwrap();
         (&one).write_all(b"{\"request\":\"format\"}\n").unwrap();
@@ -574,7 +590,13 @@ mod tests {
             unique_bytes: 2 << 20,
             chunks: 512,
             stored_bytes: 1 << 20,
+            pack_bytes: 900 << 10,
+            metadata_bytes: 100 << 10,
+            index_bytes: 24 << 10,
             physical_bytes: 2 << 20,
+            reserve_bytes: 1 << 20,
+            quota_bytes: Some(1 << 30),
+            available_bytes: 1 << 29,
             garbage_bytes: None,
             commits: 7,
             dirty_bytes: 0,

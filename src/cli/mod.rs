@@ -8,6 +8,7 @@
 mod check;
 mod control;
 mod daemon;
+mod du;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -66,6 +67,8 @@ enum Command {
     Status(status::Arguments),
     /// Verify a volume that is not mounted
     Check(check::Arguments),
+    /// Show what files take, and what would be free without them
+    Du(du::Arguments),
     /// Give the space of deleted data back now
     Gc(gc::Arguments),
     /// Print the root of a file
@@ -107,6 +110,7 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Sync(arguments) => sync::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Check(arguments) => check::run(arguments),
+        Command::Du(arguments) => du::run(arguments),
         Command::Gc(arguments) => gc::run(arguments),
         Command::Hash(arguments) => hash::run(arguments),
     }
@@ -145,6 +149,8 @@ mod tests {
             "pyramidfs status /v --json",
             "pyramidfs check /v --read-data --json",
             "pyramidfs gc /v --dry-run --json",
+            "pyramidfs du /m/a /m/b --json",
+            "pyramidfs du --volume /v a/b",
             "pyramidfs hash - --profile swarm",
         ] {
             assert!(parse(line).is_ok(), "{line}");

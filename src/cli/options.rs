@@ -13,6 +13,8 @@ use crate::volume::Atime;
 
 /// Least memory for a cache, bytes: less would not hold what one request needs.
 const MEMORY_BYTES_MIN: u64 = 1 << 20;
+/// Least quota, bytes: a volume needs some for itself.
+const QUOTA_BYTES_MIN: u64 = 16 << 20;
 /// Longest time between commits.
 const COMMIT_SECONDS_MAX: u64 = 300;
 
@@ -80,6 +82,8 @@ pub struct Options {
     pub check_interval: Option<Duration>,
     /// `check_rate=SIZE`: bytes that it reads in a second; 0 is no limit.
     pub check_rate_bytes: Option<u64>,
+    /// `quota=SIZE`: bytes that the volume may store; 0 is no limit.
+    pub quota_bytes: Option<u64>,
     /// `gc` or `nogc`: whether space of deleted data comes back by itself.
     pub collects: Option<bool>,
     /// `log=FILE`.
@@ -110,6 +114,7 @@ impl Options {
         self.commit_interval = other.commit_interval.or(self.commit_interval);
         self.check_interval = other.check_interval.or(self.check_interval);
         self.check_rate_bytes = other.check_rate_bytes.or(self.check_rate_bytes);
+        self.quota_bytes = other.quota_bytes.or(self.quota_bytes);
         self.collects = other.collects.or(self.collects);
         self.log = other.log.clone().or(self.log.take());
         self.subtype = other.subtype.or(self.subtype);
@@ -195,7 +200,8 @@ impl Options {
             "remount" => self.remount = true,
             "" => {}
             _ if is_ignored(word) => {}
-            "cache" | "index_memory" | "commit" | "check" | "check_rate" | "log" | "subtype" => {
+            "cache" | "index_memory" | "commit" | "check" | "check_rate" | "quota" | "log"
+            | "subtype" => {
                 return Err(format!("option '{word}' needs a value: '{word}=…'"));
             }
             _ => self.unknown = self.unknown.take().or(Some(word.to_owned())),
@@ -210,6 +216,7 @@ impl Options {
             "commit" => self.commit_interval = Some(parse_commit(value)?),
             "check" => self.check_interval = Some(parse_time(value)?),
             "check_rate" => self.check_rate_bytes = Some(parse_rate(value)?),
+            "quota" => self.quota_bytes = Some(parse_quota(value)?),
             "log" if value.is_empty() => return Err("'log=' needs a file".to_owned()),
             "log" => self.log = Some(PathBuf::from(value)),
             "subtype" => self.subtype = Some(parse_subtype(value)?),
@@ -248,6 +255,16 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// Parses bytes a second as `64MiB`; 0 sets no limit.
 pub fn parse_rate(text: &str) -> Result<u64, String> {
     if text == "0" { Ok(0) } else { parse_size(text) }
+}
+
+/// Parses a quota as `64GiB`; 0 sets no limit.
+fn parse_quota(text: &str) -> Result<u64, String> {
+    match parse_rate(text)? {
+        bytes @ 1..QUOTA_BYTES_MIN => {
+            Err(format!("a quota of {bytes} bytes is too little: at least 16MiB"))
+        }
+        bytes => Ok(bytes),
+    }
 }
 
 /// Parses a time as `30d`, `12h`, `10m` or `90s`; seconds need no letter.
@@ -293,7 +310,8 @@ mod tests {
     fn all_words_of_ours() {
         let options = parse(
             "ro,allow_other,nosuid,nodev,noexec,sync,cache=64MiB,index_memory=1GiB,commit=30,log=/l,\
-             subtype=none,strictatime,nodiratime,check=30d,check_rate=0,nogc",
+             subtype=none,strictatime,nodiratime,check=30d,check_rate=0,quota=1GiB,\
+             nogc",
         );
         let expected = Options {
             read_only: Some(true),
@@ -309,6 +327,7 @@ mod tests {
             commit_interval: Some(Duration::from_secs(30)),
             check_interval: Some(Duration::from_secs(30 * 86_400)),
             check_rate_bytes: Some(0),
+            quota_bytes: Some(1 << 30),
             collects: Some(false),
             log: Some(PathBuf::from("/l")),
             subtype: Some(false),
@@ -354,6 +373,9 @@ mod tests {
             "check=d",
             "check=1w",
             "check_rate=5",
+            "quota",
+            "quota=lots",
+            "quota=1MiB",
             "log=",
             "ro,nosense",
         ] {
@@ -368,7 +390,8 @@ mod tests {
     #[test]
     fn a_remount_changes_flags_alone() {
         let own = Options { allow_other: true, ..parse("cache=8MiB,commit=5").unwrap() };
-        for list in ["ro", "rw,nosuid", "cache=8MiB,commit=5,allow_other", "defaults,noatime"] {
+        let lists = ["ro", "rw,nosuid", "cache=8MiB,commit=5,allow_other", "defaults,noatime"];
+        for list in lists.into_iter().chain(["quota=1GiB", "quota=0"]) {
             assert_eq!(own.refuse_changes(&parse(list).unwrap()), Ok(()), "{list}");
         }
         let lists = ["cache=9MiB", "commit=6", "log=/l", "subtype=none", "index_memory=1GiB"];

@@ -3,8 +3,12 @@
 //! Owns what a mount was made with, so that a remount can be compared with it, and the change of a
 //! mount from read-only to writable: the volume is opened for writing in place.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
 
 use super::control::{Answer, CheckSummary, Figures, Place, Request, Server};
 use super::error::Error;
@@ -13,7 +17,7 @@ use super::place;
 use crate::check::{Schedule, Scrub};
 use crate::fuse::{self, Mounted, Settings, chain};
 use crate::sys::real::RealClock;
-use crate::volume::{Atime, Collect, Current, OpenOptions, Status};
+use crate::volume::{Atime, Collect, Current, Named, OpenOptions, Status};
 
 /// A mount that is served, as other commands see it.
 pub struct Service {
@@ -23,6 +27,12 @@ pub struct Service {
     options: Options,
     mount: OnceLock<Arc<Mounted>>,
     checks: Scrub,
+    /// As the last remount left it; 0 for none.
+    quota_bytes: AtomicU64,
+    /// Held by the one that walks for `du`.
+    usage_walk: Mutex<()>,
+    /// How far that is, and of how much.
+    usage_progress: [AtomicU64; 2],
 }
 
 impl Service {
@@ -51,7 +61,17 @@ impl Service {
         };
         let checks = Scrub::start(&volume, Arc::new(RealClock::new()), schedule);
         let checks = checks.map_err(Error::Daemon)?;
-        Ok(Service { volume, path, options, mount: OnceLock::new(), checks })
+        let quota_bytes = AtomicU64::new(options.quota_bytes.unwrap_or(0));
+        Ok(Service {
+            volume,
+            path,
+            options,
+            mount: OnceLock::new(),
+            checks,
+            quota_bytes,
+            usage_walk: Mutex::default(),
+            usage_progress: Default::default(),
+        })
     }
 
     /// Ends a check that is under way: to be called before the volume is closed.
@@ -118,6 +138,12 @@ impl Service {
                 self.checks.cancel();
                 Ok(())
             }
+            Request::Usage { names } => return self.usage(names),
+            Request::UsageProgress => {
+                let [done, total] = &self.usage_progress;
+                let (done, total) = (done.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
+                return Answer::Progress { done, total };
+            }
             // The server's own.
             Request::Closed => return Answer::Waiting,
         };
@@ -132,6 +158,21 @@ impl Service {
                 check: Some(CheckSummary::of(&self.checks.figures())),
                 volume: self.path.to_string_lossy().into_owned(),
             })),
+            Err(error) => Answer::Failed { why: chain(&error) },
+        }
+    }
+
+    /// One walk at a time: each has marks for all chunks.
+    fn usage(&self, names: &[Named]) -> Answer {
+        let _one = self.usage_walk.lock();
+        let usage = self.volume.usage(names, &mut |done, total| {
+            let [last_done, last_total] = &self.usage_progress;
+            last_done.store(done, Ordering::Relaxed);
+            last_total.store(total, Ordering::Relaxed);
+            ControlFlow::Continue(())
+        });
+        match usage {
+            Ok(usage) => Answer::Usage(usage),
             Err(error) => Answer::Failed { why: chain(&error) },
         }
     }
@@ -155,6 +196,10 @@ impl Service {
     fn remount(&self, server: &Server, list: &str) -> Result<(), String> {
         let asked = options::parse(list)?;
         self.options.refuse_changes(&asked)?;
+        if let Some(bytes) = asked.quota_bytes {
+            self.quota_bytes.store(bytes, Ordering::Relaxed);
+            self.volume.set_quota(bytes);
+        }
         if asked.read_only == Some(false) && !self.volume.is_writable() {
             self.make_writable(server).map_err(|error| error.line())?;
             tracing::info!("{} is open for writing from here on", self.path.display());
@@ -175,7 +220,8 @@ impl Service {
 
     fn make_writable(&self, server: &Server) -> Result<(), Error> {
         let disk = place::disk(&self.path)?;
-        let options = open_options(&self.options, false);
+        let quota_bytes = Some(self.quota_bytes.load(Ordering::Relaxed));
+        let options = open_options(&Options { quota_bytes, ..self.options.clone() }, false);
         self.volume
             .make_writable(disk, Arc::new(RealClock::new()), options)
             .map_err(|error| Error::Volume { path: self.path.clone(), error })?;
@@ -196,6 +242,7 @@ pub fn open_options(options: &Options, read_only: bool) -> OpenOptions {
         commit_interval_ms: commit_ms.unwrap_or(defaults.commit_interval_ms),
         atime: options.atime.unwrap_or(defaults.atime),
         dir_atime: options.dir_atime.unwrap_or(defaults.dir_atime),
+        quota_bytes: options.quota_bytes.filter(|&bytes| bytes != 0),
         collects: options.collects.unwrap_or(defaults.collects),
         ..defaults
     }

@@ -33,7 +33,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         None => of_volume(&arguments.volume)?,
     };
     let text = if arguments.json {
-        serde_json::to_string_pretty(&figures).map_err(|error| Error::Print(error.into()))?
+        json(&figures).map_err(|error| Error::Print(error.into()))?
     } else {
         table(&figures, u64::try_from(RealClock::new().now().secs).unwrap_or(0))
     };
@@ -89,6 +89,23 @@ fn look(path: &Path) -> Result<Figures, Error> {
     Ok(Figures { status, read_only: false, check: None, volume })
 }
 
+/// The figures, and the two ratios that follow from them.
+fn json(figures: &Figures) -> serde_json::Result<String> {
+    let mut value = serde_json::to_value(figures)?;
+    let status = &figures.status;
+    let ratios = [
+        ("dedup_ratio", status.logical_bytes, status.unique_bytes),
+        ("compression_ratio", status.unique_bytes, status.pack_bytes),
+    ];
+    if let Some(object) = value.as_object_mut() {
+        for (name, before, after) in ratios {
+            let ratio = (before != 0 && after != 0).then(|| before as f64 / after as f64);
+            object.insert(name.to_owned(), ratio.into());
+        }
+    }
+    serde_json::to_string_pretty(&value)
+}
+
 /// How the last check ended, `now` being the time in seconds since 1970.
 fn checked(check: &CheckSummary, now: u64) -> String {
     let found = match check.findings {
@@ -115,7 +132,7 @@ fn table(figures: &Figures, now: u64) -> String {
         (false, false) => "not mounted",
     };
     let dedup = ratio(status.logical_bytes, status.unique_bytes);
-    let packed = ratio(status.unique_bytes, status.stored_bytes);
+    let packed = ratio(status.unique_bytes, status.pack_bytes);
     let garbage = status.garbage_bytes.map_or("not measured".to_owned(), size);
     let copies = format!(
         "{:<11}  shared since the mount; {} requests could not share",
@@ -137,6 +154,9 @@ fn table(figures: &Figures, now: u64) -> String {
         ("logical", format!("{:<11}  without holes", size(status.logical_bytes))),
         ("unique", format!("{:<11}  {dedup} by dedup", size(status.unique_bytes))),
         ("stored", format!("{:<11}  {packed} by compression", size(status.stored_bytes))),
+        ("  packs", size(status.pack_bytes)),
+        ("  metadata", size(status.metadata_bytes)),
+        ("  index", size(status.index_bytes)),
         (
             "saved",
             format!(
@@ -146,13 +166,19 @@ fn table(figures: &Figures, now: u64) -> String {
             ),
         ),
         ("on disk", size(status.physical_bytes)),
+        (
+            "  reserve",
+            format!("{:<11}  for removals when all else is full", size(status.reserve_bytes)),
+        ),
         ("garbage", garbage),
+        ("quota", status.quota_bytes.map_or("none".to_owned(), size)),
+        ("room", size(status.available_bytes)),
         ("unstored", size(status.dirty_bytes)),
         ("copies", copies),
         ("commits", status.commits.to_string()),
         ("checked", figures.check.map_or("not mounted".to_owned(), |check| checked(&check, now))),
     ];
-    rows.iter().map(|(name, value)| format!("{name:<9} {value}\n")).collect()
+    rows.iter().map(|(name, value)| format!("{name:<10} {value}\n")).collect()
 }
 
 /// How many times smaller it became, as `2.50x`.
@@ -181,7 +207,13 @@ mod tests {
             unique_bytes: 2 << 20,
             chunks: 512,
             stored_bytes: 1 << 20,
+            pack_bytes: 900 << 10,
+            metadata_bytes: 100 << 10,
+            index_bytes: 24 << 10,
             physical_bytes: 2 << 20,
+            reserve_bytes: 1 << 20,
+            quota_bytes: Some(1 << 30),
+            available_bytes: 1 << 29,
             garbage_bytes: None,
             commits: 7,
             dirty_bytes: 0,
@@ -199,13 +231,30 @@ mod tests {
         for part in [
             "/v (0-1)",
             "2.00x by dedup",
-            "2.00x by compression",
+            "2.28x by compression",
             "4.00x in all",
             "1.0 GiB",
             "2 requests",
+            "  reserve  1.0 MiB",
+            "  packs    900.0 KiB",
+            "quota      1.0 GiB",
+            "room       512.0 MiB",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn ratios_go_to_programs_too() {
+        let value: serde_json::Value = serde_json::from_str(&json(&figures()).unwrap()).unwrap();
+        assert_eq!(
+            (&value["dedup_ratio"], &value["quota_bytes"]),
+            (&2.0.into(), &(1 << 30).into())
+        );
+        let mut empty = figures();
+        empty.status.unique_bytes = 0;
+        let value: serde_json::Value = serde_json::from_str(&json(&empty).unwrap()).unwrap();
+        assert!(value["compression_ratio"].is_null());
     }
 
     #[test]

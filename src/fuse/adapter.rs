@@ -53,13 +53,16 @@ pub struct Adapter {
     askers: Workers,
     workers: Arc<Workers>,
     kernel: Arc<OnceLock<Notifier>>,
+    /// Whether the kernel lets files that bypass its cache be mapped.
+    direct: bool,
 }
 
 impl Adapter {
     /// Makes the adapter of `volume`; requests that wait share `workers`, and those that wait for
     /// the kernel `askers`.
     pub fn new(volume: Arc<Current>, workers: Workers, askers: Workers) -> Adapter {
-        Adapter { volume, askers, workers: Arc::new(workers), kernel: Arc::default() }
+        let (workers, kernel) = (Arc::new(workers), Arc::default());
+        Adapter { volume, askers, workers, kernel, direct: false }
     }
 
     /// Where the way to the kernel is to be put, once there is one.
@@ -168,7 +171,8 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        kernel::configure(config)
+        self.direct = kernel::configure(config)?;
+        Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -307,12 +311,13 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (node, caller, access) = (ino(node), caller(request, 0), convert::is_access(flags.0));
         let (flags, kernel) = (convert::open_flags(flags.0), Arc::clone(&self.kernel));
+        let direct = self.direct && flags.write && flags.truncate;
         self.ask(reply, move |volume, wait| {
             volume.open_file(node, flags, caller, wait)?;
             if access {
                 count_access(volume, &kernel, node);
             }
-            Ok(())
+            Ok(cached_or_direct(volume, direct))
         });
     }
 
@@ -330,10 +335,13 @@ impl Filesystem for Adapter {
         let make = Make { mode: libc::S_IFREG | (mode & !libc::S_IFMT), rdev: 0 };
         // A new file has nothing to truncate, so that opening it has nothing to wait for.
         let flags = crate::volume::OpenFlags { truncate: false, ..convert::open_flags(flags) };
+        let direct = self.direct && flags.write;
         self.ask(reply, move |volume, wait| {
             let attr = volume.mknod(dir, &name, &make, caller, wait)?;
             let opened = volume.open_file(attr.ino, flags, caller, Wait::Yes);
-            opened.map(|()| attr).inspect_err(|_| volume.forget(attr.ino, 1))
+            opened
+                .map(|()| (attr, cached_or_direct(volume, direct)))
+                .inspect_err(|_| volume.forget(attr.ino, 1))
         });
     }
 
@@ -602,6 +610,20 @@ impl Filesystem for Adapter {
         self.ask(reply, move |volume, wait| {
             volume.allocate(node, offset, length, how, caller, wait)
         });
+    }
+}
+
+/// How the kernel is to treat a file that is opened; `direct` says that it may bypass its cache.
+///
+/// What it holds of the file stays right, as all changes go through it. But when room is low,
+/// write(2) itself is to fail and not the close or fsync that comes later. Only for files that are
+/// written anew: with write-back the kernel moves the times of a file by itself, and does not where
+/// it is bypassed, so that the change of an older file would not be seen.
+fn cached_or_direct(volume: &Volume, direct: bool) -> FopenFlags {
+    if direct && volume.is_room_low() {
+        FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_DIRECT_IO
+    } else {
+        FopenFlags::FOPEN_KEEP_CACHE
     }
 }
 

@@ -83,23 +83,22 @@ impl Answer<(Attr, Duration)> for ReplyAttr {
     }
 }
 
-impl Answer<Attr> for ReplyCreate {
-    fn answer(self, result: Result<Attr>) {
+impl Answer<(Attr, FopenFlags)> for ReplyCreate {
+    fn answer(self, result: Result<(Attr, FopenFlags)>) {
         match result {
-            Ok(attr) => {
-                let (attr, keep) = (convert::attr(&attr), FopenFlags::FOPEN_KEEP_CACHE);
-                self.created(&REMEMBER, &attr, GENERATION, FileHandle(0), keep);
+            Ok((attr, flags)) => {
+                let attr = convert::attr(&attr);
+                self.created(&REMEMBER, &attr, GENERATION, FileHandle(0), flags);
             }
             Err(error) => self.error(errno(&error)),
         }
     }
 }
 
-impl Answer<()> for ReplyOpen {
-    fn answer(self, result: Result<()>) {
+impl Answer<FopenFlags> for ReplyOpen {
+    fn answer(self, result: Result<FopenFlags>) {
         match result {
-            // What the kernel holds of the file stays right: all changes go through it.
-            Ok(()) => self.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(flags) => self.opened(FileHandle(0), flags),
             Err(error) => self.error(errno(&error)),
         }
     }

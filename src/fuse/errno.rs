@@ -66,6 +66,8 @@ fn table(error: &Error) -> Errno {
         Error::Stale => Errno::ESTALE,
         Error::ReadOnly => Errno::EROFS,
         Error::NoSpace => Errno::ENOSPC,
+        // Not ENOSPC: it says which of the two limits was met, as other filesystems do.
+        Error::QuotaReached => Errno::EDQUOT,
         // Never reaches a program (it is asked again on a worker); EAGAIN is the honest word.
         Error::WouldWait => Errno::EAGAIN,
         // The daemon is going away under an open file: what the kernel itself says afterwards.
@@ -153,6 +155,7 @@ mod tests {
             (Error::Exists, libc::EEXIST),
             (Error::NotEmpty, libc::ENOTEMPTY),
             (Error::NoSpace, libc::ENOSPC),
+            (Error::QuotaReached, libc::EDQUOT),
             (Error::NoAttribute, libc::ENODATA),
             (Error::ReadOnly, libc::EROFS),
             (Error::NameTooLong, libc::ENAMETOOLONG),

@@ -51,12 +51,12 @@ const CAPABILITIES: [InitFlags; 13] = [
     InitFlags::FUSE_EXPORT_SUPPORT,
 ];
 
-/// Asks for all of it.
+/// Asks for all of it. Answers whether files can be opened for direct I/O and still be mapped.
 ///
 /// # Errors
 ///
 /// Without write-back, which Linux has since 3.15: the times of changes are left to the kernel.
-pub fn configure(config: &mut KernelConfig) -> io::Result<()> {
+pub fn configure(config: &mut KernelConfig) -> io::Result<bool> {
     for capability in CAPABILITIES {
         if config.add_capabilities(capability).is_err() {
             if capability == InitFlags::FUSE_WRITEBACK_CACHE {
@@ -75,7 +75,8 @@ pub fn configure(config: &mut KernelConfig) -> io::Result<()> {
     if let Err(nearest) = config.set_max_background(BACKGROUND_REQUESTS_MAX) {
         let _ = config.set_max_background(nearest);
     }
-    Ok(())
+    // Since Linux 6.6. Without it such files could not be mapped, which programs need more.
+    Ok(config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok())
 }
 
 /// Raises the write-back limits of the mount with that device number.

@@ -129,6 +129,15 @@ impl Default for Options {
     }
 }
 
+/// Memory of entries, bytes: an upper bound of what they take in a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unstored {
+    /// In the open group and in the one that commits.
+    pub changed: u64,
+    /// Committed, and not in the checkpoint.
+    pub committed: u64,
+}
+
 /// The metadata of an open volume.
 pub struct Meta {
     options: Options,
@@ -470,6 +479,17 @@ impl Meta {
                     return Ok(());
                 }
             }
+        }
+    }
+
+    /// Memory of what the checkpoint does not hold.
+    pub fn unstored(&self) -> Unstored {
+        let layers = self.layers.read();
+        let committing = layers.committing.as_ref().map_or(0, |committing| committing.part.bytes());
+        let taking = layers.taking.as_ref().map_or(0, |(part, _)| part.bytes());
+        Unstored {
+            changed: layers.open.1.bytes() + committing,
+            committed: layers.filling.bytes() + taking,
         }
     }
 

@@ -100,6 +100,11 @@ pub struct Log {
 }
 
 impl Log {
+    /// Bytes of all packs.
+    pub fn stored_bytes(&self) -> u64 {
+        self.sealed_bytes + self.open.as_ref().map_or(0, |open| open.end)
+    }
+
     /// Appends a frame made by [`frame::encode`]; returns where it lies.
     pub fn append(&mut self, bytes: &mut [u8]) -> Result<(u64, u64), LogError> {
         let place = self.write(bytes)?;

@@ -32,6 +32,7 @@ mod pipeline;
 mod reader;
 mod record;
 mod run;
+mod sizes;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -57,6 +58,7 @@ pub use image::{FoundImage, IMAGE_PART_BYTES, ImageWriter, WrittenImage, find_im
 pub use marks::{Marked, Marks};
 pub use mend::Mended;
 pub use open::replay;
+pub use sizes::ChunkSize;
 pub use verify::VerifyStep;
 
 use index::{Index, RunError};
@@ -546,7 +548,7 @@ impl Store {
         Stats {
             chunks: totals.chunks,
             unique_bytes: totals.bytes,
-            stored_bytes: log.sealed_bytes + log.open.as_ref().map_or(0, |open| open.end),
+            stored_bytes: log.stored_bytes(),
             index_bytes: inner.index.file_bytes(),
             index_memory_bytes: inner.index.memory_bytes(),
             packs: log.packs,
@@ -555,6 +557,12 @@ impl Store {
             tree_cache: inner.trees.stats(),
             frame_cache: inner.frames.stats(),
         }
+    }
+
+    /// Bytes of all packs and of the index on the disk, unless somebody is just writing to the log.
+    pub fn try_stored_bytes(&self) -> Option<u64> {
+        let packs = self.inner.log.try_lock()?.stored_bytes();
+        Some(packs + self.inner.index.file_bytes())
     }
 
     /// Walks all packs from number `first` on and reports what is damaged; `step` may end it.

@@ -51,6 +51,11 @@ mod scheduled {
             let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             MutexGuard { lock: &self.0, guard: Some(guard) }
         }
+
+        pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            let guard = self.0.try_lock().ok()?;
+            Some(MutexGuard { lock: &self.0, guard: Some(guard) })
+        }
     }
 
     impl<T> MutexGuard<'_, T> {

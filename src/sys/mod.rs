@@ -96,6 +96,9 @@ pub trait DiskFile: Send + Sync + 'static {
     }
     /// Cuts or extends (with zeros) to `len` bytes.
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Takes room for all of the first `len` bytes, so that writing them finds it, and extends the
+    /// file to that length if it is shorter. After an error any part of it may have been taken.
+    fn allocate(&self, len: u64) -> io::Result<()>;
     /// Makes the bytes and the length durable (fdatasync).
     fn sync(&self) -> io::Result<()>;
     /// Drops what the page cache holds of the range, so that the next read comes from the disk.

@@ -268,6 +268,22 @@ fn space_and_use_are_told() {
     });
 }
 
+#[test]
+fn room_that_is_taken_ahead_is_counted_and_given_back() {
+    on_all(nothing, |disk| {
+        let file = create(disk, "a", b"first");
+        file.allocate(100_000).unwrap();
+        file.allocate(50_000).unwrap();
+        file.allocate(0).unwrap();
+        assert_eq!(file.len().unwrap(), 100_000);
+        let bytes = content(disk, "a");
+        assert_eq!((&bytes[..5], bytes.len()), (&b"first"[..], 100_000));
+        assert!(bytes[5..].iter().all(|&byte| byte == 0));
+        file.set_len(3).unwrap();
+        assert_eq!(content(disk, "a"), b"fir");
+    });
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Open(usize, Access),

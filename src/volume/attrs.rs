@@ -1,9 +1,11 @@
 //! Attributes of inodes: asked for, set, and the time of access that reading moves.
 
 use super::acl::{ACCESS, Acl};
+use super::charge::ENTRIES_BYTES;
 use super::flags::{FLAG_NO_ATIME, check_setattr};
 use super::io::{Touch, clear_set_id};
 use super::node::NodeState;
+use super::space::Need;
 use super::{Atime, Attr, Caller, Error, MODE_DIR, MODE_TYPE, SetAttr, SetTime, Volume, Wait};
 use crate::meta::{Content, Ino, Inode, Key};
 use crate::sys::Timestamp;
@@ -54,7 +56,16 @@ impl Volume {
         wait: Wait,
     ) -> Result<Attr, Error> {
         self.begin_change(wait)?;
-        let is_dir = self.inode(ino)?.mode & MODE_TYPE == MODE_DIR;
+        let before = self.inode(ino)?;
+        let is_dir = before.mode & MODE_TYPE == MODE_DIR;
+        let (need, cost) = match change.size {
+            Some(size) if size <= before.size => {
+                (Need::Free, self.charges.content(size, 1, before.size))
+            }
+            Some(size) => (Need::Keep, 2 * self.charges.content(before.size, 1, size)),
+            None => (Need::Keep, ENTRIES_BYTES),
+        };
+        let _admitted = self.admit(need, cost, wait)?;
         if let Some(size) = change.size {
             if is_dir {
                 return Err(Error::IsADirectory);
@@ -133,9 +144,10 @@ impl Volume {
         if !self.is_access_due(&inode) || is_dir && !self.access.directories() {
             return false;
         }
-        if self.begin_change(Wait::No).and_then(|()| self.admit(0)).is_err() {
-            return false;
-        }
+        let admitted = self
+            .begin_change(Wait::No)
+            .and_then(|()| self.admit(Need::Grow, ENTRIES_BYTES, Wait::No));
+        let Ok(_admitted) = admitted else { return false };
         if is_dir {
             let _namespace = self.namespace.write();
             return self.put_access(ino);

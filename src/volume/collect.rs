@@ -22,7 +22,7 @@ use super::{Error, Volume, Wait};
 use crate::meta::{CollectionState, Content, Ino, Key, KeyRange, Reading, version};
 use crate::store::{Collection, Policy, Victim};
 use crate::sys::Clock;
-use crate::sys::locks::{Condvar, Mutex};
+use crate::sys::locks::{Condvar, Mutex, MutexGuard};
 
 /// How often the thread looks whether a collection is worth it.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -126,11 +126,21 @@ impl Collector {
         self.calls.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Keeps collections from beginning, and waits for the one under way.
+    pub(super) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.running.lock()
+    }
+
     /// Ends the thread, and with it the run under way.
     pub(super) fn stop(&self) {
         self.state.lock().stopped = true;
         self.changed.notify_all();
     }
+}
+
+/// Where the metadata names roots.
+pub(super) fn root_ranges() -> [KeyRange; 2] {
+    [KeyRange::contents(Ino(0)), KeyRange::all_versions()]
 }
 
 impl<'a> Pace<'a> {
@@ -295,7 +305,7 @@ impl Volume {
         let total = self.counters.lock().files;
         let mut done = 0;
         let mut failed = None;
-        for range in [KeyRange::contents(Ino(0)), KeyRange::all_versions()] {
+        for range in root_ranges() {
             frozen.scan(range, &mut |key, value| {
                 done += 1;
                 self.tell("marking", done.min(total), total);
@@ -368,11 +378,14 @@ impl Volume {
             let count = rest.iter().take_while(fits).count();
             let (batch, behind) = rest.split_at(count);
             let packs: Vec<u64> = batch.iter().map(|victim| victim.pack).collect();
-            let cleaned = collection.clean(&packs, &mut |bytes| {
-                self.tell("cleaning", done + bytes, total);
-                pace.step()
-            });
-            let cleaned = cleaned?;
+            // A second try passes over what the first has moved.
+            let cleaned = self.with_reserve(|| {
+                let cleaned = collection.clean(&packs, &mut |bytes| {
+                    self.tell("cleaning", done + bytes, total);
+                    pace.step()
+                });
+                Ok(cleaned?)
+            })?;
             if cleaned.stopped {
                 return Err(Error::Closed);
             }
@@ -465,7 +478,7 @@ impl Volume {
 }
 
 /// The content that an entry names: that of a live file, or an old version of one.
-fn content_of(key: &[u8], value: &[u8]) -> Result<Option<Content>, Error> {
+pub(super) fn content_of(key: &[u8], value: &[u8]) -> Result<Option<Content>, Error> {
     let kept = match Key::decode(key)? {
         Key::Content(_) => Some(value),
         Key::Version { live, .. } => match Key::decode(live)? {

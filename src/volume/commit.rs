@@ -24,8 +24,11 @@ use crate::store::LogPosition;
 use crate::sys::Clock;
 use crate::sys::locks::{Condvar, Mutex, MutexGuard, thread};
 
-/// A group of this many bytes is committed before it takes more, so that its record fits a pack.
+/// A group of this many bytes is committed before it takes more, or one of half a pack if that is
+/// less: so that its record fits a pack.
 const GROUP_BYTES_MAX: u64 = 8 << 20;
+/// But not one of less than this: a single change may have so much.
+const GROUP_BYTES_MIN: u64 = 1 << 20;
 
 /// Threads that flush; hashing inside a flush uses all cores anyway.
 const FLUSHERS: usize = 2;
@@ -174,11 +177,14 @@ impl Volume {
             MutexGuard::unlock_fair(running);
             return Ok(());
         }
-        let result = self.commit_running(&mut running, None);
+        let result = self.with_reserve(|| self.commit_running(&mut running, None));
         // To those who wait already, so that the next commit takes all of them along.
         MutexGuard::unlock_fair(running);
         match &result {
-            Ok(()) => self.budget.set_failing(None),
+            Ok(()) => {
+                self.budget.set_failing(None);
+                self.keep_reserve();
+            }
             Err(error) => self.note_failure(error),
         }
         result
@@ -190,7 +196,11 @@ impl Volume {
     pub(super) fn commit_snapshot(&self, name: &[u8]) -> Result<(), Error> {
         let mut running = self.commits.running.lock();
         self.commits.check_poison()?;
-        let result = self.commit_running(&mut running, Some(name));
+        let result = self.with_reserve(|| {
+            // Once it is cut, a second try finishes the same group.
+            let is_cut = running.cut.as_ref().is_some_and(|cut| cut.snapshot.is_some());
+            self.commit_running(&mut running, (!is_cut).then_some(name))
+        });
         MutexGuard::unlock_fair(running);
         match &result {
             Ok(()) => self.budget.set_failing(None),
@@ -222,9 +232,11 @@ impl Volume {
         }
         if self.meta.wants_take_in() && !self.options.background {
             self.meta.take_in()?;
+            self.space.forget();
         }
         self.note_bad_chunks();
         let cut = self.meta.cut(snapshot.is_some(), |group| {
+            self.space.cut();
             let counters = self.counters.lock().at_cut();
             (self.commits.dirty.lock().remove(&group).unwrap_or_default(), counters)
         });
@@ -260,6 +272,7 @@ impl Volume {
         }
         self.meta.committed(position?);
         self.counters.lock().committed(group, counters);
+        self.space.committed();
         running.durable = group.0;
         self.commits.unlist_clean();
         if let Some(cut) = running.cut.take() {
@@ -324,7 +337,8 @@ impl Volume {
 
     /// Makes room in the open group: commits when it is full.
     pub(super) fn make_group_room(&self, wait: Wait) -> Result<(), Error> {
-        if self.meta.dirty_bytes() < GROUP_BYTES_MAX {
+        let half_a_pack = self.options.pack_bytes_max / 2;
+        if self.meta.dirty_bytes() < half_a_pack.clamp(GROUP_BYTES_MIN, GROUP_BYTES_MAX) {
             return Ok(());
         }
         if wait == Wait::No {
@@ -417,8 +431,8 @@ impl Volume {
     }
 
     pub(super) fn take_in(&self) {
-        if let Err(error) = self.meta.take_in() {
-            self.note_failure(&Error::from(error));
+        if let Err(error) = self.with_reserve(|| Ok(self.meta.take_in()?)) {
+            self.note_failure(&error);
             return;
         }
         if let Err(error) = self.store.save_index() {

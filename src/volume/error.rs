@@ -66,6 +66,9 @@ pub enum Error {
     /// The filesystem below the volume is full.
     #[error("no space left on the filesystem that holds the volume: free some there")]
     NoSpace,
+    /// The volume stores as much as it may.
+    #[error("the volume's quota is reached: remove files, or mount it with a larger quota")]
+    QuotaReached,
     /// The operation would have to wait and was asked not to. Nothing has changed.
     #[error("the operation would have to wait")]
     WouldWait,
@@ -158,7 +161,12 @@ pub enum Error {
 impl From<meta::Error> for Error {
     fn from(error: meta::Error) -> Error {
         match error {
-            meta::Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            meta::Error::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
                 Error::NoSpace
             }
             other => Error::Meta(other),
@@ -167,6 +175,17 @@ impl From<meta::Error> for Error {
 }
 
 impl Error {
+    /// Whether it is for want of space below the volume.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            Error::NoSpace => true,
+            Error::Io { source, .. } | Error::Store(store::Error::Io { source, .. }) => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+
     /// Takes the store's own failures out of those of a tree.
     pub(super) fn from_content(error: pyramid::Error<store::Error>) -> Error {
         match error {

@@ -6,6 +6,8 @@
 //! A handle that was open for writing before a flag was set goes on as it was, as on any other
 //! filesystem of Linux.
 
+use super::charge::ENTRIES_BYTES;
+use super::space::Need;
 use super::{Error, MODE_DIR, MODE_FILE, MODE_TYPE, SetAttr, SetTime, Volume, Wait};
 use crate::meta::{Ino, Inode, Key};
 
@@ -43,6 +45,7 @@ impl Volume {
             return Err(Error::Unsupported);
         }
         self.begin_change(wait)?;
+        let _admitted = self.admit(Need::Keep, ENTRIES_BYTES, wait)?;
         let change = |inode: &Inode| {
             let inode = Inode { flags, ctime: self.clock.now(), ..inode.clone() };
             self.meta.enter().put(&Key::Inode(ino), inode.encode());

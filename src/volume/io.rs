@@ -5,10 +5,12 @@
 
 use std::sync::Arc;
 
+use super::charge::ENTRIES_BYTES;
 use super::dirty::{Gap, LAYER_COST_BYTES, Layer, RUN_COST_BYTES, Range};
 use super::flags::check_content;
 use super::flush::STREAM_BYTES;
 use super::node::{Node, NodeState};
+use super::space::Need;
 use super::{
     Caller, Error, FILE_BYTES_MAX, MODE_DIR, MODE_FILE, MODE_SET_GID, MODE_SET_UID, MODE_TYPE,
     OpenFlags, Volume, Wait,
@@ -42,6 +44,10 @@ impl Volume {
             check_content(&inode, flags.append && !flags.truncate)?;
             self.begin_change(wait)?;
         }
+        let _admitted = match flags.truncate {
+            true => Some(self.admit(Need::Free, ENTRIES_BYTES, wait)?),
+            false => None,
+        };
         let node = self.nodes.get(ino);
         let cut =
             if flags.truncate { self.resize(&node, 0, caller, Touch::Always) } else { Ok(()) };
@@ -133,7 +139,9 @@ impl Volume {
             // It would not extend the file, whatever the offset.
             return regular(&self.inode(ino)?);
         }
-        self.admit(bytes.len() as u64)?;
+        let size = self.inode(ino)?.size.max(end);
+        let cost = self.charges.content(offset, bytes.len() as u64, size);
+        let _admitted = self.admit(Need::Grow, cost, wait)?;
         let charge = bytes.len() as u64 + LAYER_COST_BYTES + 2 * RUN_COST_BYTES;
         self.take_budget(charge, wait)?;
         let node = self.nodes.get(ino);

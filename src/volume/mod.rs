@@ -33,6 +33,7 @@ mod acl;
 mod adopt;
 mod attrs;
 mod budget;
+mod charge;
 mod collect;
 mod commit;
 mod dirty;
@@ -48,11 +49,13 @@ mod node;
 mod ranges;
 mod rebuild;
 mod rename;
+mod reserve;
 mod snapshots;
 mod space;
 mod status;
 mod superblock;
 mod types;
+mod usage;
 mod xattrs;
 
 #[cfg(test)]
@@ -70,6 +73,7 @@ pub use snapshots::{
 };
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
 pub use types::*;
+pub use usage::{Named, Usage, UsageStep};
 pub use xattrs::is_acl;
 
 /// Damaged places that one group takes in at most.
@@ -91,6 +95,7 @@ pub struct Volume {
     nodes: Arc<node::Nodes>,
     budget: budget::Budget,
     access: access::Rule,
+    charges: charge::Charges,
     space: space::Space,
     flushers: flush::Queue,
     commits: commit::Commits,
@@ -150,16 +155,30 @@ impl Volume {
         clock: Arc<dyn Clock>,
         options: OpenOptions,
     ) -> Result<Arc<Volume>, Error> {
-        let superblock = Superblock::read(disk.as_ref())?;
-        let lock = lock_for(disk.as_ref(), &options)?;
-        Volume::assemble(disk, clock, superblock, options, lock)?.begin()
+        loop {
+            let superblock = Superblock::read(disk.as_ref())?;
+            let lock = lock_for(disk.as_ref(), &options)?;
+            let (below, clock) = (Arc::clone(&disk), Arc::clone(&clock));
+            let opened = Volume::assemble(below, clock, superblock, options, lock);
+            match opened.and_then(Volume::begin) {
+                // Opened it must be, so that something can be removed.
+                Err(error) if error.is_full() && !options.read_only => {
+                    if !reserve::give_up_on(disk.as_ref()) {
+                        return Err(error);
+                    }
+                }
+                opened => return opened,
+            }
+        }
     }
 
     /// Removes what a crash left without a name, and starts the threads.
     fn begin(self) -> Result<Arc<Volume>, Error> {
         let volume = Arc::new(self);
         if !volume.options.read_only && !volume.options.repairing {
+            volume.space.reserve.open(volume.disk.as_ref());
             volume.remove_orphans()?;
+            volume.keep_reserve();
         }
         if volume.options.background {
             volume.start_threads();
@@ -182,6 +201,8 @@ impl Volume {
             lock.set_note("open")
                 .map_err(|source| Error::Io { action: "note in the lock", source })?;
         }
+        let pack_bytes_max = space::pack_bytes(disk.as_ref(), &options);
+        let options = OpenOptions { pack_bytes_max, ..options };
         let meta = Meta::open(Arc::clone(&disk), meta::Options::default())?;
         let store_options = store::Options {
             compression: superblock.compression,
@@ -219,7 +240,8 @@ impl Volume {
             nodes: Arc::default(),
             budget: budget::Budget::new(options.dirty_bytes_max),
             access: access::Rule::new(&options),
-            space: space::Space::default(),
+            charges: charge::Charges::new(superblock.profile, superblock.tree_copies),
+            space: space::Space::new(options.quota_bytes),
             flushers: flush::Queue::default(),
             commits: commit::Commits::default(),
             counters: Mutex::new(counters),

@@ -8,9 +8,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::acl::{self, DEFAULT};
+use super::charge::ENTRIES_BYTES;
 use super::flags::{self, check_addable, check_attributes, check_removable};
 use super::node::Node;
 use super::snapshots::is_reserved;
+use super::space::Need;
 use super::{
     Attr, Caller, DirItem, Error, LINKS_MAX, MODE_DIR, MODE_FILE, MODE_SET_GID, MODE_SYMLINK,
     MODE_TYPE, Make, NAME_BYTES_MAX, TARGET_BYTES_MAX, Volume, Wait,
@@ -190,7 +192,7 @@ impl Volume {
     ) -> Result<Attr, Error> {
         check_name(name)?;
         self.begin_change(wait)?;
-        self.admit(0)?;
+        let _admitted = self.admit(Need::Grow, ENTRIES_BYTES, wait)?;
         let _namespace = self.namespace.write();
         let mut parent = self.living_directory(dir)?;
         let Place::Free(cookie) = self.place(dir, name)? else { return Err(Error::Exists) };
@@ -259,7 +261,7 @@ impl Volume {
     pub fn link(&self, ino: Ino, dir: Ino, name: &[u8], wait: Wait) -> Result<Attr, Error> {
         check_name(name)?;
         self.begin_change(wait)?;
-        self.admit(0)?;
+        let _admitted = self.admit(Need::Grow, ENTRIES_BYTES, wait)?;
         let _namespace = self.namespace.write();
         let mut parent = self.living_directory(dir)?;
         let Place::Free(cookie) = self.place(dir, name)? else { return Err(Error::Exists) };
@@ -311,6 +313,7 @@ impl Volume {
     fn remove(&self, dir: Ino, name: &[u8], want_dir: bool, wait: Wait) -> Result<(), Error> {
         check_name(name)?;
         self.begin_change(wait)?;
+        let _admitted = self.admit(Need::Free, ENTRIES_BYTES, wait)?;
         let namespace = self.namespace.write();
         let mut parent = self.directory(dir)?;
         let found = self.find(dir, name)?;

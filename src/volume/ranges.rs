@@ -10,6 +10,7 @@ use super::dirty::{Layer, Range};
 use super::flags::check_content;
 use super::io::{clear_set_id, regular};
 use super::node::{Node, NodeState};
+use super::space::Need;
 use super::{Allocate, Caller, Error, FILE_BYTES_MAX, Seek, Volume, Wait};
 use crate::meta::{GroupId, Ino, Inode};
 use crate::pyramid::Root;
@@ -66,6 +67,10 @@ impl Volume {
         wait: Wait,
     ) -> Result<u64, Error> {
         self.begin_change(wait)?;
+        let copied = length.min(self.inode(from)?.size.saturating_sub(from_offset));
+        let size = self.inode(to)?.size.max(to_offset.saturating_add(copied));
+        let cost = self.charges.copy((from_offset, to_offset), copied, size);
+        let _admitted = self.admit(Need::Grow, cost, wait)?;
         let clear_set_id = caller.uid != 0;
         let copy = Copy { from: from_offset, to: to_offset, length, clear_set_id };
         let chunk_bytes = self.superblock.profile.chunk_bytes() as u64;
@@ -203,11 +208,18 @@ impl Volume {
         let end = offset.checked_add(length).filter(|&end| end <= FILE_BYTES_MAX);
         let end = end.ok_or(Error::TooLarge)?;
         self.begin_change(wait)?;
-        if let Allocate::Reserve { .. } = how {
+        let size = self.inode(ino)?.size.max(end);
+        let _admitted = match how {
             // Chunks have no place before they are written: what can be said is whether there is
-            // room now.
-            self.admit(length)?;
-        }
+            // room now. Nothing is promised for longer than this call.
+            Allocate::Reserve { .. } => {
+                drop(self.admit(Need::Grow, self.charges.content(offset, length, size), wait)?);
+                self.admit(Need::Grow, self.charges.content(offset, 1, size), wait)?
+            }
+            Allocate::Punch | Allocate::Zero { .. } => {
+                self.admit(Need::Free, 2 * self.charges.content(offset, 1, size), wait)?
+            }
+        };
         let node = self.nodes.get(ino);
         let changed = self.allocate_node(&node, offset, end, how, caller);
         self.nodes.put(node);

@@ -6,9 +6,11 @@
 
 use std::sync::Arc;
 
+use super::charge::ENTRIES_BYTES;
 use super::flags::{check_addable, check_removable};
 use super::names::{Found, Place, check_name, entry_of};
 use super::node::Node;
+use super::space::Need;
 use super::{Caller, Error, LINKS_MAX, MODE_DIR, MODE_WHITEOUT, RenameFlags, Volume, Wait};
 use crate::meta::{Cookie, Group, Ino, Inode, Key};
 
@@ -48,7 +50,7 @@ impl Volume {
             return Err(Error::Invalid { what: "an exchange replaces, and leaves no place free" });
         }
         self.begin_change(wait)?;
-        self.admit(0)?;
+        let _admitted = self.admit(Need::Keep, 2 * ENTRIES_BYTES, wait)?;
         let namespace = self.namespace.write();
         let parent = self.living_directory(dir)?;
         let new_parent = self.living_directory(new_dir)?;

@@ -1,83 +1,426 @@
-//! Room on the filesystem below: whether more bytes can be promised.
+//! Room for what is accepted: on the filesystem below, and within the quota.
 //!
-//! Owns the reading of free space, taken anew after so many bytes, so long a time, and whenever the
-//! store found no space.
+//! Owns the reading of free space, the sum of what was promised and is not committed yet, the quota
+//! and the reserve.
 //!
-//! Invariant: what is written is accepted only while the filesystem below has room for all dirty
-//! bytes, for the commit that follows, and for deletions after that.
+//! Invariants: (1) a change is accepted only while there is room for the bounds of all that was
+//! accepted before and of itself (`charge`); (2) before a change is refused because of what others
+//! were promised, that is committed, so that it counts with what it really took; (3) a promise ends
+//! only when the group that it went into is durable; (4) what gives space back may use most of the
+//! reserve, a collection the rest.
+//!
+//! Absent on purpose: whether something is really stored: what the filesystem below refuses in spite
+//! of all this, a commit meets, and gives the reserve up for it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Error, StatFs, Volume};
+use super::charge;
+use super::reserve::Reserve;
+use super::{Error, OpenOptions, StatFs, Volume, Wait};
+use crate::sys;
 use crate::sys::locks::Mutex;
 
-/// Kept free for the commit under way, the checkpoint and deletions.
-const RESERVE_BYTES: u64 = 24 << 20;
-
-/// A reading is used until this many bytes were admitted on it.
-const REREAD_BYTES: u64 = 4 << 20;
-
-/// And for this long: others fill the filesystem below as well.
+/// A reading is used for this long: others fill the filesystem below as well.
 const REREAD_AFTER: Duration = Duration::from_millis(100);
 
-/// The last reading.
-#[derive(Debug, Default)]
-pub(super) struct Space {
-    reading: Mutex<Option<Reading>>,
+/// And until this many bytes were admitted on it.
+const REREAD_BYTES: u64 = 4 << 20;
+
+/// The reserve has at most this many bytes: a pack that a collection appends anew.
+const RESERVE_BYTES_MAX: u64 = 64 << 20;
+
+/// And no more than this, with a share of what is stored: a small volume on a large filesystem
+/// needs little for its deletions.
+const RESERVE_BYTES_BASE: u64 = 4 << 20;
+
+/// A share of what is stored, and of the filesystem or quota at most: one in so many bytes.
+const RESERVE_PART: u64 = 16;
+
+/// Packs are not made smaller than this because of a small disk: a group has to fit.
+const PACK_BYTES_MIN: u64 = 4 << 20;
+
+/// For what no bound covers: the files of the filesystem below are rounded up, and have their own
+/// entries there.
+const SLACK_BYTES: u64 = 64 << 10;
+
+/// What the kernel may hold of a mount and has not handed over, and as much again: its own limit
+/// (`fuse::kernel`) is not hard.
+const LOW_BYTES: u64 = 288 << 20;
+
+/// Of a small filesystem room is low below this share.
+const LOW_PART: u64 = 4;
+
+/// What a change is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Something that takes space.
+    Grow,
+    /// Attributes and names of what is there: half of the reserve is for them.
+    Keep,
+    /// Something that gives space back: three quarters are.
+    Free,
 }
 
+impl Need {
+    fn allowance(self, reserve: u64) -> u64 {
+        match self {
+            Need::Grow => 0,
+            Need::Keep => reserve / 2,
+            Need::Free => reserve / 4 * 3,
+        }
+    }
+}
+
+/// The last reading, the promises and the reserve.
+#[derive(Debug, Default)]
+pub(super) struct Space {
+    state: Mutex<State>,
+    /// 0 for none.
+    quota: AtomicU64,
+    /// What is stored, as last seen.
+    stored: AtomicU64,
+    pub(super) reserve: Reserve,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    reading: Option<Reading>,
+    promises: Promises,
+}
+
+/// Bounds of what was accepted.
+#[derive(Debug, Default, Clone, Copy)]
+struct Promises {
+    /// Of changes that may not have reached their group.
+    entering: u64,
+    /// Of those in the open group.
+    open: u64,
+    /// Of those in the group that commits.
+    committing: u64,
+}
+
+/// What there is room for.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
-    free_bytes: u64,
-    admitted_bytes: u64,
+    space: sys::Space,
+    stored: u64,
+    /// What the reserve should have.
+    reserve: u64,
+    /// What it has not.
+    missing: u64,
+    /// 0 for none.
+    quota: u64,
+    /// When it was taken, by the clock that never goes back.
     taken_at: Duration,
+    /// What was admitted on it since.
+    admitted: u64,
+}
+
+impl Reading {
+    /// Room on the filesystem below, beyond the reserve. What is missing there is not to be used.
+    fn below(&self) -> i128 {
+        i128::from(self.space.available_bytes) - i128::from(self.missing)
+    }
+
+    /// Room within the quota, beyond the reserve.
+    fn within(&self) -> i128 {
+        match self.quota {
+            0 => i128::MAX,
+            quota => i128::from(quota) - i128::from(self.stored) - i128::from(self.reserve),
+        }
+    }
+
+    fn room(&self) -> i128 {
+        self.below().min(self.within())
+    }
+
+    /// Size of what can be filled.
+    fn total(&self) -> u64 {
+        match self.quota {
+            0 => self.space.total_bytes,
+            quota => quota.min(self.space.total_bytes),
+        }
+    }
+
+    fn refusal(&self) -> Error {
+        if self.within() < self.below() { Error::QuotaReached } else { Error::NoSpace }
+    }
+}
+
+/// A promise of room: its change goes into a group while this lives.
+#[derive(Debug)]
+#[must_use = "the room is promised for as long as the change takes to enter its group"]
+pub(super) struct Admitted<'a> {
+    space: &'a Space,
+    bytes: u64,
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        let mut state = self.space.state.lock();
+        state.promises.entering -= self.bytes;
+        // If a cut came between, it counts for a group longer than it needs to.
+        state.promises.open = state.promises.open.saturating_add(self.bytes);
+    }
 }
 
 impl Space {
+    /// With a quota of so many bytes, if there is one.
+    pub(super) fn new(quota_bytes: Option<u64>) -> Space {
+        Space { quota: AtomicU64::new(quota_bytes.unwrap_or(0)), ..Space::default() }
+    }
+
     /// Lets the next one look anew.
     pub(super) fn forget(&self) {
-        *self.reading.lock() = None;
+        self.state.lock().reading = None;
+    }
+
+    /// At a cut: what was promised goes with the group.
+    pub(super) fn cut(&self) {
+        let promises = &mut self.state.lock().promises;
+        promises.committing =
+            promises.committing.saturating_add(std::mem::take(&mut promises.open));
+    }
+
+    /// The group that was cut is durable: what it took counts from now on.
+    pub(super) fn committed(&self) {
+        let mut state = self.state.lock();
+        state.promises.committing = 0;
+        state.reading = None;
+    }
+
+    fn quota(&self) -> u64 {
+        self.quota.load(Ordering::Relaxed)
     }
 }
 
 impl Volume {
-    /// Refuses `bytes` more dirty bytes when there may be no room to store them.
-    pub(super) fn admit(&self, bytes: u64) -> Result<(), Error> {
-        let mut reading = self.space.reading.lock();
-        let now = self.clock.monotonic();
-        let is_fresh = |last: &Reading| {
-            last.admitted_bytes + bytes < REREAD_BYTES
-                && now.saturating_sub(last.taken_at) < REREAD_AFTER
-        };
-        let fresh = match reading.filter(is_fresh) {
-            Some(last) => last,
-            None => {
-                let space = self.disk.space();
-                let space =
-                    space.map_err(|source| Error::Io { action: "ask for free space", source })?;
-                Reading { free_bytes: space.available_bytes, admitted_bytes: 0, taken_at: now }
+    /// Bytes that the volume may store at most; 0 for none.
+    pub fn quota_bytes(&self) -> u64 {
+        self.space.quota()
+    }
+
+    /// Limits what the volume may store, or takes the limit away with 0. What is stored stays.
+    pub fn set_quota(&self, bytes: u64) {
+        self.space.quota.store(bytes, Ordering::Relaxed);
+        self.space.forget();
+    }
+
+    /// Refuses a change that may need up to `bytes` when there may be no room to store them.
+    ///
+    /// What others were promised is committed before that, so a call that may wait holds no locks.
+    pub(super) fn admit(&self, need: Need, bytes: u64, wait: Wait) -> Result<Admitted<'_>, Error> {
+        let bytes = bytes.saturating_add(SLACK_BYTES);
+        let mut settled = false;
+        loop {
+            let reading = self.reading(bytes, wait)?;
+            let room = reading.room() + i128::from(need.allowance(reading.reserve));
+            let mut state = self.space.state.lock();
+            let promised = self.promised(&state.promises);
+            if i128::from(bytes) + i128::from(promised) <= room {
+                // The slack is not promised: it would add up to more than it is for.
+                let bytes = bytes - SLACK_BYTES;
+                state.promises.entering = state.promises.entering.saturating_add(bytes);
+                if let Some(reading) = &mut state.reading {
+                    reading.admitted = reading.admitted.saturating_add(bytes);
+                }
+                return Ok(Admitted { space: &self.space, bytes });
             }
-        };
-        let needed = self.budget.used() + fresh.admitted_bytes + bytes + RESERVE_BYTES;
-        if fresh.free_bytes < needed {
-            *reading = None;
-            return Err(Error::NoSpace);
+            drop(state);
+            if room < i128::from(bytes) || promised == 0 || settled {
+                return Err(reading.refusal());
+            }
+            if wait == Wait::No {
+                return Err(Error::WouldWait);
+            }
+            self.settle_promises()?;
+            settled = true;
         }
-        *reading = Some(Reading { admitted_bytes: fresh.admitted_bytes + bytes, ..fresh });
+    }
+
+    #[cfg(test)]
+    pub(super) fn promised_bytes(&self) -> u64 {
+        self.promised(&self.space.state.lock().promises)
+    }
+
+    /// Commits what was promised, and lets the checkpoint take it in.
+    fn settle_promises(&self) -> Result<(), Error> {
+        self.commit_all()?;
+        // When that finds no room, its entries go on counting.
+        self.take_in();
+        self.space.forget();
         Ok(())
     }
 
-    /// What the filesystem below has to give, less the reserve.
-    pub fn statfs(&self) -> Result<StatFs, Error> {
-        self.check_open()?;
+    /// The bound of all that was accepted and is not stored.
+    fn promised(&self, promises: &Promises) -> u64 {
+        let unstored = self.meta.unstored();
+        let content = if unstored.changed == 0 {
+            // Nothing is dirty: every change of content changes an entry.
+            promises.entering
+        } else {
+            promises.entering.saturating_add(promises.open).saturating_add(promises.committing)
+        };
+        let checkpoint = self.meta.stored_bytes();
+        content.saturating_add(charge::entries(unstored.changed, unstored.committed, checkpoint))
+    }
+
+    /// The last reading, or a new one, to admit `bytes`.
+    fn reading(&self, bytes: u64, wait: Wait) -> Result<Reading, Error> {
+        let now = self.clock.monotonic();
+        let last = self.space.state.lock().reading;
+        if let Some(reading) = last
+            && now.saturating_sub(reading.taken_at) < REREAD_AFTER
+            && reading.admitted.saturating_add(bytes) < REREAD_BYTES
+        {
+            return Ok(reading);
+        }
+        let known = self.look_at_store(wait);
+        if !known && wait == Wait::No && self.space.quota() != 0 {
+            return Err(Error::WouldWait);
+        }
+        let reading = self.read_space()?;
+        if known {
+            self.space.state.lock().reading = Some(reading);
+        }
+        Ok(reading)
+    }
+
+    /// Notes what is stored; false when that cannot be said without waiting.
+    fn look_at_store(&self, wait: Wait) -> bool {
+        let stored = match wait {
+            Wait::No => self.store.try_stored_bytes(),
+            Wait::Yes => {
+                let stats = self.store.stats();
+                Some(stats.stored_bytes + stats.index_bytes)
+            }
+        };
+        if let Some(stored) = stored {
+            self.space.stored.store(stored + self.meta.stored_bytes(), Ordering::Relaxed);
+        }
+        stored.is_some()
+    }
+
+    fn read_space(&self) -> Result<Reading, Error> {
         let space = self.disk.space();
         let space = space.map_err(|source| Error::Io { action: "ask for free space", source })?;
-        let taken = RESERVE_BYTES + self.budget.used();
+        let (stored, quota) = (self.space.stored.load(Ordering::Relaxed), self.space.quota());
+        let total = if quota == 0 { space.total_bytes } else { quota.min(space.total_bytes) };
+        let reserve = match self.options.read_only || self.options.repairing {
+            true => 0,
+            false => reserve_bytes(total, stored),
+        };
+        let missing = self.space.reserve.missing(reserve);
+        let taken_at = self.clock.monotonic();
+        Ok(Reading { space, stored, reserve, missing, quota, taken_at, admitted: 0 })
+    }
+
+    /// Makes the reserve as large as it should be, if there is room for that.
+    pub(super) fn keep_reserve(&self) {
+        if self.options.read_only || self.options.repairing {
+            return;
+        }
+        self.look_at_store(Wait::No);
+        let Ok(reading) = self.read_space() else { return };
+        let promised = self.promised(&self.space.state.lock().promises);
+        let free = reading.space.available_bytes;
+        let room = free.saturating_sub(promised.saturating_add(SLACK_BYTES));
+        if self.space.reserve.keep(reading.reserve, room) {
+            self.space.forget();
+        }
+    }
+
+    /// Does what may find no room once more, for as long as there is a piece of the reserve to give
+    /// up for it.
+    pub(super) fn with_reserve<T>(
+        &self,
+        mut attempt: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        loop {
+            match attempt() {
+                Err(Error::NoSpace) if self.space.reserve.give_up() => self.space.forget(),
+                result => return result,
+            }
+        }
+    }
+
+    /// Whether what the kernel may hold could find no room: it is then to hold nothing more.
+    pub fn is_room_low(&self) -> bool {
+        let Ok(reading) = self.reading(0, Wait::No) else { return false };
+        let low = LOW_BYTES.min(reading.total() / LOW_PART);
+        !self.options.read_only && reading.room() < i128::from(low)
+    }
+
+    /// What the filesystem below or the quota has to give, less the reserve.
+    pub fn statfs(&self) -> Result<StatFs, Error> {
+        self.check_open()?;
+        self.look_at_store(Wait::No);
+        let reading = self.read_space()?;
+        let promised = self.promised(&self.space.state.lock().promises);
+        let taken = i128::from(promised) + i128::from(SLACK_BYTES);
+        let left = |bytes: i128| u64::try_from(bytes - taken).unwrap_or(0);
+        let free = i128::from(reading.space.free_bytes) - i128::from(reading.missing);
         Ok(StatFs {
-            total_bytes: space.total_bytes,
-            free_bytes: space.free_bytes.saturating_sub(taken),
-            available_bytes: space.available_bytes.saturating_sub(taken),
+            total_bytes: reading.total(),
+            free_bytes: left(free.min(reading.within())),
+            available_bytes: left(reading.room()),
             inodes: self.counters.lock().files,
         })
+    }
+}
+
+/// Packs for a volume: at most a part of what can be filled, as a collection appends the living part
+/// of one anew before it drops it.
+pub(super) fn pack_bytes(disk: &dyn sys::Disk, options: &OpenOptions) -> u64 {
+    let total = disk.space().map_or(u64::MAX, |space| space.total_bytes);
+    let total = options.quota_bytes.map_or(total, |quota| quota.min(total));
+    options.pack_bytes_max.min((total / RESERVE_PART).max(PACK_BYTES_MIN))
+}
+
+/// What the reserve should have, with `total` bytes to fill and `stored` of them filled.
+fn reserve_bytes(total: u64, stored: u64) -> u64 {
+    let wanted = RESERVE_BYTES_BASE.saturating_add(stored / RESERVE_PART);
+    wanted.min(RESERVE_BYTES_MAX).min(total / RESERVE_PART)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn reading(available: u64, stored: u64, missing: u64, quota: u64) -> Reading {
+        let (free_bytes, available_bytes) = (available, available);
+        let space = sys::Space { total_bytes: 100 * MIB, free_bytes, available_bytes };
+        let taken_at = Duration::ZERO;
+        Reading { space, stored, reserve: 8 * MIB, missing, quota, taken_at, admitted: 0 }
+    }
+
+    #[test]
+    fn the_smaller_of_both_counts() {
+        let free = reading(50 * MIB, 10 * MIB, 0, 0);
+        assert_eq!((free.room(), free.total()), (i128::from(50 * MIB), 100 * MIB));
+        assert!(matches!(free.refusal(), Error::NoSpace));
+        let given_up = reading(50 * MIB, 10 * MIB, 8 * MIB, 0);
+        assert_eq!(given_up.room(), i128::from(42 * MIB));
+        let limited = reading(50 * MIB, 10 * MIB, 0, 40 * MIB);
+        assert_eq!((limited.room(), limited.total()), (i128::from(22 * MIB), 40 * MIB));
+        assert!(matches!(limited.refusal(), Error::QuotaReached));
+        let over = reading(50 * MIB, 60 * MIB, 0, 40 * MIB);
+        assert!(over.room() < 0);
+        let full = reading(MIB, 10 * MIB, 0, 40 * MIB);
+        assert!(matches!(full.refusal(), Error::NoSpace));
+    }
+
+    #[test]
+    fn the_reserve_grows_with_the_volume_and_stays_small_on_a_small_disk() {
+        assert_eq!(reserve_bytes(1 << 40, 0), 4 * MIB);
+        assert_eq!(reserve_bytes(1 << 40, 160 * MIB), 14 * MIB);
+        assert_eq!(reserve_bytes(1 << 40, 1 << 39), 64 * MIB);
+        assert_eq!(reserve_bytes(32 * MIB, 0), 2 * MIB);
+        assert!(Need::Grow.allowance(64) < Need::Keep.allowance(64));
+        assert!(Need::Keep.allowance(64) < Need::Free.allowance(64));
+        assert!(Need::Free.allowance(64) < 64);
     }
 }

@@ -12,6 +12,7 @@ impl Volume {
         let counters = self.counters.lock();
         let (files, logical_bytes) = (counters.files, counters.logical_bytes());
         drop(counters);
+        let metadata_bytes = self.meta.stored_bytes();
         let used = self.disk.used_bytes();
         Ok(Status {
             uuid: self.superblock.uuid_text(),
@@ -25,9 +26,15 @@ impl Volume {
             logical_bytes,
             unique_bytes: store.unique_bytes,
             chunks: store.chunks,
-            stored_bytes: store.stored_bytes + store.index_bytes + self.meta.stored_bytes(),
+            stored_bytes: store.stored_bytes + store.index_bytes + metadata_bytes,
+            pack_bytes: store.stored_bytes,
+            metadata_bytes,
+            index_bytes: store.index_bytes,
             physical_bytes: used
                 .map_err(|source| Error::Io { action: "measure the volume's directory", source })?,
+            reserve_bytes: self.space.reserve.bytes(),
+            quota_bytes: Some(self.quota_bytes()).filter(|&bytes| bytes != 0),
+            available_bytes: self.statfs()?.available_bytes,
             garbage_bytes: Some(self.garbage_estimate()),
             commits: store.sequence,
             dirty_bytes: self.budget.used(),

@@ -221,7 +221,7 @@ pub struct DirItem {
 /// What `statfs` tells, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StatFs {
-    /// Size of the filesystem below the volume.
+    /// Size of the filesystem below the volume, or the quota if that is less.
     pub total_bytes: u64,
     /// Free.
     pub free_bytes: u64,
@@ -258,8 +258,20 @@ pub struct Status {
     pub chunks: u64,
     /// All that the volume needs on disk: packs, checkpoint, index.
     pub stored_bytes: u64,
+    /// Of these: packs.
+    pub pack_bytes: u64,
+    /// Of these: the checkpoint of the metadata.
+    pub metadata_bytes: u64,
+    /// Of these: the index.
+    pub index_bytes: u64,
     /// What `du` says of the volume's directory.
     pub physical_bytes: u64,
+    /// Of these: room that is kept for deletions and pending commits when all else is full.
+    pub reserve_bytes: u64,
+    /// What the volume may store at most.
+    pub quota_bytes: Option<u64>,
+    /// Room for more: on the filesystem below and within the quota.
+    pub available_bytes: u64,
     /// Estimate of bytes in packs that nothing needs any more.
     pub garbage_bytes: Option<u64>,
     /// Sequence number of the last commit.
@@ -325,6 +337,8 @@ pub struct OpenOptions {
     /// For repair: changes are taken although commit records are missing, and what has no name is
     /// not removed.
     pub repairing: bool,
+    /// Bytes that the volume may store at most.
+    pub quota_bytes: Option<u64>,
     /// Whether collections begin by themselves.
     pub collects: bool,
     /// Commit records between two images of the metadata, bytes at least.
@@ -345,6 +359,7 @@ impl Default for OpenOptions {
             dir_atime: true,
             pack_bytes_max: 64 << 20,
             repairing: false,
+            quota_bytes: None,
             collects: true,
             image_bytes_min: 8 << 20,
         }

@@ -6,7 +6,9 @@
 use std::ops::ControlFlow;
 
 use super::acl::{ACCESS, Acl, DEFAULT};
+use super::charge::ENTRIES_BYTES;
 use super::flags::check_attributes;
+use super::space::Need;
 use super::{
     Error, MODE_DIR, MODE_SET_GID, MODE_SYMLINK, MODE_TYPE, Volume, Wait, XATTR_NAME_BYTES_MAX,
     XATTR_VALUE_BYTES_MAX, XattrMode,
@@ -67,6 +69,8 @@ impl Volume {
             return Err(Error::AttributeTooLarge);
         }
         self.begin_change(wait)?;
+        let cost = ENTRIES_BYTES + 2 * value.len() as u64;
+        let _admitted = self.admit(Need::Grow, cost, wait)?;
         self.change_xattr(ino, |volume, inode| {
             let exists = volume.meta.get(&Key::Xattr { ino, name })?.is_some();
             match mode {
@@ -100,6 +104,8 @@ impl Volume {
     ) -> Result<(), Error> {
         let acl = Acl::decode(value)?;
         self.begin_change(wait)?;
+        let cost = ENTRIES_BYTES + 2 * value.len() as u64;
+        let _admitted = self.admit(Need::Keep, cost, wait)?;
         self.change_xattr(ino, |volume, inode| {
             let mut inode = inode.clone();
             match inode.mode & MODE_TYPE {
@@ -129,6 +135,7 @@ impl Volume {
     pub fn removexattr(&self, ino: Ino, name: &[u8], wait: Wait) -> Result<(), Error> {
         check_name(name)?;
         self.begin_change(wait)?;
+        let _admitted = self.admit(Need::Free, ENTRIES_BYTES, wait)?;
         self.change_xattr(ino, |volume, inode| {
             if volume.meta.get(&Key::Xattr { ino, name })?.is_none() {
                 return Err(Error::NoAttribute);

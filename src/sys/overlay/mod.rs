@@ -309,6 +309,11 @@ impl DiskFile for OverlayFile {
         self.layer.set_len(len)
     }
 
+    /// Memory is taken when it is written: only the length changes.
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        if len <= self.layer.len() { Ok(()) } else { self.set_len(len) }
+    }
+
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }

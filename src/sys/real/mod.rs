@@ -23,7 +23,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nix::fcntl::{AtFlags, OFlag, PosixFadviseAdvice, openat, posix_fadvise, renameat};
+use nix::fcntl::{
+    AtFlags, OFlag, PosixFadviseAdvice, openat, posix_fadvise, posix_fallocate, renameat,
+};
 use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -195,6 +197,12 @@ impl DiskFile for RealFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let len = i64::try_from(len).map_err(|_| os_error(libc::EFBIG))?;
+        // No bytes at all would be an invalid range.
+        if len == 0 { Ok(()) } else { Ok(posix_fallocate(&self.file, 0, len)?) }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -24,6 +24,8 @@ type Page = [u8; PAGE_BYTES as usize];
 pub(super) struct Content {
     pages: BTreeMap<u64, Arc<Page>>,
     len: u64,
+    /// Pages from the start that have their place, whether they were written or not.
+    allocated: u64,
 }
 
 impl Content {
@@ -34,7 +36,24 @@ impl Content {
 
     /// Bytes that the pages occupy.
     pub(super) fn used_bytes(&self) -> u64 {
-        self.pages.len() as u64 * PAGE_BYTES
+        let beyond = self.pages.range(self.allocated..).count() as u64;
+        (self.allocated + beyond) * PAGE_BYTES
+    }
+
+    /// Bytes that taking room for the first `len` would add to that.
+    pub(super) fn growth_to(&self, len: u64) -> u64 {
+        let wanted = len.div_ceil(PAGE_BYTES);
+        let there = match self.allocated < wanted {
+            true => self.pages.range(self.allocated..wanted).count() as u64,
+            false => 0,
+        };
+        (wanted.saturating_sub(self.allocated) - there) * PAGE_BYTES
+    }
+
+    /// Takes room for the first `len` bytes.
+    pub(super) fn allocate(&mut self, len: u64) {
+        self.allocated = self.allocated.max(len.div_ceil(PAGE_BYTES));
+        self.len = self.len.max(len);
     }
 
     /// Reads at `offset` until `buf` is full or the content ends; returns how much was read.
@@ -65,6 +84,7 @@ impl Content {
     pub(super) fn set_len(&mut self, len: u64) {
         if len < self.len {
             self.pages.split_off(&len.div_ceil(PAGE_BYTES));
+            self.allocated = self.allocated.min(len.div_ceil(PAGE_BYTES));
             let within = (len % PAGE_BYTES) as usize;
             if within > 0
                 && let Some(page) = self.pages.get_mut(&(len / PAGE_BYTES))
@@ -95,7 +115,8 @@ impl Content {
 
     /// Bytes of new pages that writing `count` bytes at `offset` would take.
     pub(super) fn growth(&self, offset: u64, count: usize) -> u64 {
-        let absent = |piece: &Piece| !self.pages.contains_key(&piece.page);
+        let absent =
+            |piece: &Piece| self.allocated <= piece.page && !self.pages.contains_key(&piece.page);
         pieces(offset, count).filter(absent).count() as u64 * PAGE_BYTES
     }
 

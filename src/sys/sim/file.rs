@@ -22,6 +22,7 @@ use super::random::SplitMix;
 enum Operation {
     Write { offset: u64, bytes: Vec<u8> },
     SetLen(u64),
+    Allocate(u64),
 }
 
 impl Operation {
@@ -29,6 +30,7 @@ impl Operation {
         match self {
             Operation::Write { offset, bytes } => content.write(bytes, *offset),
             Operation::SetLen(len) => content.set_len(*len),
+            Operation::Allocate(len) => content.allocate(*len),
         }
     }
 
@@ -85,6 +87,10 @@ impl FileState {
         self.change(Operation::SetLen(len));
     }
 
+    pub(super) fn allocate(&mut self, len: u64) {
+        self.change(Operation::Allocate(len));
+    }
+
     fn change(&mut self, operation: Operation) {
         operation.apply(&mut self.current);
         self.unsynced.push(operation);
@@ -96,7 +102,7 @@ impl FileState {
         let unsynced = std::mem::take(&mut self.unsynced);
         if self.diverged {
             unsynced.iter().for_each(|operation| operation.apply(&mut self.durable));
-        } else if unsynced.iter().any(|operation| matches!(operation, Operation::SetLen(_))) {
+        } else if unsynced.iter().any(|operation| !matches!(operation, Operation::Write { .. })) {
             self.durable = self.current.clone();
         } else {
             // Sharing the pages gives the same as writing once more, and costs no memory.

@@ -80,7 +80,8 @@ pub enum CallKind {
     Any,
     /// [`DiskFile::read_at`].
     Read,
-    /// [`DiskFile::write_all_at`], [`DiskFile::set_len`] and [`DiskLock::set_note`].
+    /// [`DiskFile::write_all_at`], [`DiskFile::set_len`], [`DiskFile::allocate`] and
+    /// [`DiskLock::set_note`].
     Write,
     /// [`DiskFile::sync`] and [`Disk::sync_dir`].
     Sync,
@@ -351,6 +352,18 @@ impl State {
         Ok(())
     }
 
+    fn allocate(&mut self, id: FileId, len: u64) -> io::Result<()> {
+        check_end(len, 0)?;
+        let growth = self.file(id)?.current().growth_to(len);
+        let full = |limit| growth > 0 && self.used_bytes().saturating_add(growth) > limit;
+        if self.space_bytes.is_some_and(full) {
+            return Err(os_error(libc::ENOSPC));
+        }
+        self.begin(CallKind::Write)?;
+        self.file_mut(id)?.allocate(len);
+        Ok(())
+    }
+
     /// Forgets files that no name and no handle leads to, now or after a power loss.
     fn forget_dead(&mut self) {
         let possible = self.names.possible_files();
@@ -491,6 +504,11 @@ impl DiskFile for SimFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.check_writable(libc::EINVAL)?;
         self.disk.shared.state.lock().set_len(self.id, len)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.check_writable(libc::EBADF)?;
+        self.disk.shared.state.lock().allocate(self.id, len)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -323,6 +323,26 @@ fn a_failed_sync_of_a_directory_leaves_its_names_unsynced() {
 }
 
 #[test]
+fn room_that_was_taken_ahead_is_there_when_the_disk_is_full() {
+    let disk = SimDisk::new();
+    disk.set_space(16 << 10);
+    let file = create(&disk, "a", b"x");
+    file.allocate(16 << 10).unwrap();
+    assert_eq!(disk.space().unwrap().free_bytes, 0);
+    file.write_all_at(&[1; 16 << 10], 0).unwrap();
+    assert!(file.allocate(17 << 10).is_err() && file.write_all_at(b"x", 16 << 10).is_err());
+    file.set_len(4 << 10).unwrap();
+    assert_eq!(disk.space().unwrap().free_bytes, 12 << 10);
+    // As with every unsynced change, a power loss may undo it.
+    let second = create(&disk, "b", b"");
+    second.sync().unwrap();
+    disk.sync_dir("").unwrap();
+    second.allocate(8 << 10).unwrap();
+    assert_eq!(disk.crash(Keep::Nothing).used_bytes().unwrap(), 0);
+    assert_eq!(disk.crash(Keep::All).used_bytes().unwrap(), 12 << 10);
+}
+
+#[test]
 fn space_is_limited_and_comes_back() {
     let disk = SimDisk::new();
     disk.set_space(16 << 10);

@@ -13,7 +13,9 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use super::charge::ENTRIES_BYTES;
 use super::names::check_name;
+use super::space::Need;
 use super::{Error, Volume, Wait};
 use crate::meta::{Key, KeyRange, Meta, Snapshot};
 use crate::sys::Timestamp;
@@ -124,7 +126,7 @@ impl Volume {
     pub fn snapshot_create(&self, name: &[u8]) -> Result<SnapshotInfo, Error> {
         check_name(name)?;
         self.begin_change(Wait::Yes)?;
-        self.admit(0)?;
+        let _admitted = self.admit(Need::Keep, ENTRIES_BYTES, Wait::Yes)?;
         let _changing = self.snapshots.changing.lock();
         if self.snapshot(name).is_ok() {
             return Err(Error::Exists);
@@ -157,6 +159,7 @@ impl Volume {
     /// only it kept is removed afterwards.
     pub fn snapshot_delete(&self, name: &[u8]) -> Result<(), Error> {
         self.begin_change(Wait::Yes)?;
+        let _admitted = self.admit(Need::Free, ENTRIES_BYTES, Wait::Yes)?;
         {
             let _changing = self.snapshots.changing.lock();
             let _unused = self.snapshots.in_use.write();
@@ -212,6 +215,7 @@ impl Volume {
         loop {
             // An end of the volume ends this too; the next opening begins anew.
             self.begin_change(Wait::Yes)?;
+            let _admitted = self.admit(Need::Free, ENTRIES_BYTES, Wait::Yes)?;
             let found = self.meta.unneeded_versions(number, from.take(), PURGE_BATCH)?;
             let group = self.meta.enter();
             found.keys.iter().for_each(|key| group.change_encoded(key, None));

@@ -12,7 +12,9 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
+use super::super::charge::ENTRIES_BYTES;
 use super::super::names::{Place, entry_of, find_in, scan_names};
+use super::super::space::Need;
 use super::super::xattrs::list_in;
 use super::super::{Error, MODE_DIR, MODE_TYPE, Volume, Wait};
 use crate::meta::{
@@ -68,7 +70,6 @@ impl Volume {
         renewed: &mut EachName<'_>,
     ) -> Result<Restored, Error> {
         self.begin_change(Wait::Yes)?;
-        self.admit(0)?;
         let _used = self.snapshots.in_use.read();
         let number = self.snapshot(snapshot)?.number;
         let view = self.meta.at(number).ok_or(Error::NotFound)?;
@@ -112,6 +113,7 @@ impl Volume {
         renewed: &mut EachName<'_>,
     ) -> Result<Option<Ino>, Error> {
         self.begin_change(Wait::Yes)?;
+        let _admitted = self.admit(Need::Keep, 2 * ENTRIES_BYTES, Wait::Yes)?;
         let namespace = self.namespace.write();
         let mut parent = self.living_directory(dir)?;
         let place = self.place(dir, name)?;
@@ -172,6 +174,7 @@ impl Volume {
         renewed: &mut EachName<'_>,
     ) -> Result<Option<Ino>, Error> {
         self.begin_change(Wait::Yes)?;
+        let _admitted = self.admit(Need::Keep, 2 * ENTRIES_BYTES, Wait::Yes)?;
         let namespace = self.namespace.write();
         let (olds, news) = (self.all_names(Ino::ROOT)?, self.all_names(made)?);
         if ROOT_NAMES_MAX < olds.len() + news.len() {
@@ -267,6 +270,7 @@ impl Volume {
     /// Removes a name in a directory that has none; answers whether it was that of a directory.
     fn remove_below(&self, key: &Key<'_>, ino: Ino) -> Result<bool, Error> {
         self.begin_change(Wait::Yes)?;
+        let _admitted = self.admit(Need::Free, ENTRIES_BYTES, Wait::Yes)?;
         let namespace = self.namespace.write();
         let node = self.nodes.get(ino);
         let removed = {
@@ -335,6 +339,7 @@ impl Copier<'_> {
     ) -> Result<(Ino, bool), Error> {
         let volume = self.volume;
         volume.begin_change(Wait::Yes)?;
+        let _admitted = volume.admit(Need::Grow, ENTRIES_BYTES, Wait::Yes)?;
         let bytes = self.view.get(&Key::Inode(old))?.ok_or(Error::Stale)?;
         let inode = Inode::decode(&bytes)?;
         let is_dir = inode.mode & MODE_TYPE == MODE_DIR;

@@ -10,7 +10,7 @@ use super::*;
 use crate::sys::sim::{CallKind, Keep};
 
 /// Packs that fill within the work.
-fn small() -> OpenOptions {
+pub(super) fn small() -> OpenOptions {
     OpenOptions { pack_bytes_max: 80 << 10, dirty_bytes_max: 60_000, ..options() }
 }
 
@@ -137,10 +137,10 @@ const ROUNDS_MAX: u64 = 20;
 const CALLS_MAX: usize = 3000;
 
 /// Names and bytes of all files.
-type Files = BTreeMap<String, Vec<u8>>;
+pub(super) type Files = BTreeMap<String, Vec<u8>>;
 
 /// Work that touches all there is, with what is known of it.
-struct Work {
+pub(super) struct Work {
     volume: Arc<Volume>,
     /// The states since the last sync that was acknowledged, that one first.
     states: Vec<Files>,
@@ -148,16 +148,35 @@ struct Work {
     all: Vec<Files>,
     /// Whether it was told that bytes written to a file are lost.
     lost: bool,
+    /// Changes that were refused for want of room.
+    refused: u64,
     label: String,
 }
 
 impl Work {
-    fn new(volume: Arc<Volume>, base: &Files, label: &str) -> Work {
+    pub(super) fn new(volume: Arc<Volume>, base: &Files, label: &str) -> Work {
         let states = vec![base.clone()];
-        Work { volume, all: states.clone(), states, lost: false, label: label.to_owned() }
+        Work {
+            volume,
+            all: states.clone(),
+            states,
+            lost: false,
+            refused: 0,
+            label: label.to_owned(),
+        }
     }
 
-    fn now(&self) -> Files {
+    /// Whether it was told that bytes are lost.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Whether a change was refused for want of room.
+    pub(super) fn is_refused(&self) -> bool {
+        0 < self.refused
+    }
+
+    pub(super) fn now(&self) -> Files {
         self.states.last().cloned().unwrap_or_default()
     }
 
@@ -171,6 +190,8 @@ impl Work {
             }
             Err(error) => {
                 assert!(!error.to_string().contains('\n'), "{}: {error}", self.label);
+                let is_full = matches!(error, Error::NoSpace | Error::QuotaReached);
+                self.refused += u64::from(is_full);
                 false
             }
         }
@@ -219,6 +240,7 @@ impl Work {
         let untold = Work {
             volume: Arc::clone(&self.volume),
             lost: true,
+            refused: 0,
             label: String::new(),
             states: Vec::new(),
             all: self.all.clone(),
@@ -232,7 +254,7 @@ impl Work {
         Ok(ino)
     }
 
-    fn write(&mut self, name: &str, at: usize, bytes: &[u8]) {
+    pub(super) fn write(&mut self, name: &str, at: usize, bytes: &[u8]) {
         let mut next = self.now();
         if !next.contains_key(name) {
             let make = Make { mode: MODE_FILE | 0o644, rdev: 0 };
@@ -296,7 +318,7 @@ impl Work {
     }
 
     /// The work; whatever fails, it goes on.
-    fn run(&mut self, rounds: u64) {
+    pub(super) fn run(&mut self, rounds: u64) {
         (0..rounds).for_each(|round| self.round(10 * round));
     }
 
@@ -324,7 +346,7 @@ impl Work {
     }
 }
 
-fn files(volume: &Volume) -> Files {
+pub(super) fn files(volume: &Volume) -> Files {
     let mut names = Vec::new();
     volume
         .readdir(Ino::ROOT, 0, &mut |item| {

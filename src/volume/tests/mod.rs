@@ -26,6 +26,7 @@ mod schedules;
 mod small;
 mod snapshots;
 mod soak;
+mod space;
 mod superblocks;
 mod threads;
 

@@ -141,7 +141,7 @@ fn a_full_disk_hangs_no_writer() {
         let bench = start(20_000);
         let inos: Vec<Ino> = (0..2).map(|who| bench.create(&format!("file-{who}"))).collect();
         bench.volume.sync().unwrap();
-        // Of which the volume keeps 24 MiB back.
+        // Of which the volume keeps a part in reserve.
         bench.disk.set_space(25 << 20);
         let writers: Vec<_> = inos
             .iter()
