@@ -26,7 +26,7 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::answer::{Answer, GENERATION, REMEMBER, Result, answer_sized, remembered};
+use super::answer::{Answer, GENERATION, Result, answer_sized, remember_in, remembered};
 use super::convert::{self, caller, ino};
 use super::errno::errno;
 use super::groups;
@@ -34,7 +34,9 @@ use super::ioctl::{self, Ioctl};
 use super::kernel;
 use super::workers::Workers;
 use crate::meta::Ino;
-use crate::volume::{Current, DirItem, Error, Make, Seek, SetAttr, Volume, Wait, is_acl};
+use crate::volume::{
+    Current, DirItem, Error, Make, SNAPSHOTS, Seek, SetAttr, Volume, Wait, is_acl,
+};
 
 /// Most bytes that one copy request takes. The reply has 32 bits; a multiple of 128 MiB lets the
 /// next request begin where whole subtrees begin.
@@ -155,7 +157,8 @@ impl Adapter {
             Err(error) => return Err(error),
         };
         let ino = INodeNo(attr.ino.0);
-        let full = reply.add(ino, item.next, name, &REMEMBER, &convert::attr(&attr), GENERATION);
+        let (remember, about) = (remember_in(dir), convert::attr(&attr));
+        let full = reply.add(ino, item.next, name, &remember, &about, GENERATION);
         if full && counted {
             self.volume.forget(attr.ino, 1);
         }
@@ -169,10 +172,12 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let remember = remember_in(ino(parent));
         match self.volume.lookup(ino(parent), name.as_bytes()) {
+            Ok(attr) => reply.entry(&remember, &convert::attr(&attr), GENERATION),
             // So the kernel remembers that the name is not there.
-            Err(Error::NotFound) => reply.entry(&REMEMBER, &convert::nothing(), GENERATION),
-            result => reply.answer(result),
+            Err(Error::NotFound) => reply.entry(&remember, &convert::nothing(), GENERATION),
+            Err(error) => reply.error(errno(&error)),
         }
     }
 
@@ -409,7 +414,11 @@ impl Filesystem for Adapter {
         if convert::is_access(flags.0) {
             count_access(&self.volume, &self.kernel, ino(node));
         }
-        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        let flags = match ino(node) {
+            // Snapshots come and go without the kernel's knowledge.
+            SNAPSHOTS => FopenFlags::empty(),
+            _ => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+        };
         reply.opened(FileHandle(0), flags);
     }
 

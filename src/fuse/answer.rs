@@ -11,7 +11,8 @@ use fuser::{
 
 use super::convert::{self, BLOCK_BYTES};
 use super::errno::errno;
-use crate::volume::{Attr, Error, NAME_BYTES_MAX, StatFs, Volume};
+use crate::meta::Ino;
+use crate::volume::{Attr, Error, NAME_BYTES_MAX, SNAPSHOTS, StatFs, Volume};
 
 /// How long the kernel may remember names and attributes: nobody else changes them.
 pub(super) const REMEMBER: Duration = Duration::from_secs(3600);
@@ -35,8 +36,14 @@ pub(super) trait Answer<T>: Send + 'static {
 pub(super) fn remembered(volume: &Volume, attr: Result<Attr>) -> Result<(Attr, Duration)> {
     attr.map(|attr| {
         let written = attr.is_file() && volume.has_writers(attr.ino);
-        (attr, if written { REMEMBER_WRITTEN } else { REMEMBER })
+        (attr, if written { REMEMBER_WRITTEN } else { remember_in(attr.ino) })
     })
+}
+
+/// How long the kernel may remember the names in a directory. Those of snapshots come and go
+/// without its knowledge; what it knows below one that is gone goes with the name.
+pub(super) fn remember_in(dir: Ino) -> Duration {
+    if dir == SNAPSHOTS { Duration::ZERO } else { REMEMBER }
 }
 
 /// Answers with the bytes, or with their number when `size` is 0 and the caller only asks for that.

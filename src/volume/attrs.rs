@@ -15,26 +15,16 @@ impl Volume {
     /// Returns the attributes of an inode.
     pub fn getattr(&self, ino: Ino) -> Result<Attr, Error> {
         self.check_open()?;
+        if let Some(attr) = self.old_getattr(ino) {
+            return attr;
+        }
         let inode = self.inode(ino)?;
         self.attr_of(ino, &inode)
     }
 
     /// Makes attributes from an inode's entry and what is dirty of it.
     pub(super) fn attr_of(&self, ino: Ino, inode: &Inode) -> Result<Attr, Error> {
-        Ok(Attr {
-            ino,
-            mode: inode.mode,
-            nlink: inode.nlink,
-            uid: inode.uid,
-            gid: inode.gid,
-            rdev: inode.rdev,
-            size: inode.size,
-            filled: self.filled(ino, inode)?,
-            atime: inode.atime,
-            mtime: inode.mtime,
-            ctime: inode.ctime,
-            btime: inode.btime,
-        })
+        Ok(attr_with(ino, inode, self.filled(ino, inode)?))
     }
 
     /// Bytes that are not holes: exact once all is stored, an upper bound while bytes are dirty.
@@ -135,7 +125,7 @@ impl Volume {
     ///
     /// What would have to wait, or cannot be kept, is left out: reading goes on without it.
     pub fn accessed(&self, ino: Ino) -> bool {
-        if self.access.atime() == Atime::Never || self.options.read_only {
+        if self.access.atime() == Atime::Never || self.options.read_only || self.is_old(ino) {
             return false;
         }
         let Ok(inode) = self.inode(ino) else { return false };
@@ -181,6 +171,24 @@ impl Volume {
             Atime::Strict => atime != now,
         };
         due && inode.flags & FLAG_NO_ATIME == 0
+    }
+}
+
+/// Makes attributes from an inode's entry and the number of its bytes that are not holes.
+pub(super) fn attr_with(ino: Ino, inode: &Inode, filled: u64) -> Attr {
+    Attr {
+        ino,
+        mode: inode.mode,
+        nlink: inode.nlink,
+        uid: inode.uid,
+        gid: inode.gid,
+        rdev: inode.rdev,
+        size: inode.size,
+        filled,
+        atime: inode.atime,
+        mtime: inode.mtime,
+        ctime: inode.ctime,
+        btime: inode.btime,
     }
 }
 

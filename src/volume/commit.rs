@@ -19,7 +19,7 @@ use std::time::Duration;
 use super::collect::collect_thread;
 use super::node::Node;
 use super::{Error, Volume, Wait};
-use crate::meta::{CollectionState, Counters, GroupId, Ino, Key, Meta};
+use crate::meta::{CollectionState, Counters, GroupId, Ino, Key, Meta, Snapshot};
 use crate::store::LogPosition;
 use crate::sys::Clock;
 use crate::sys::locks::{Condvar, Mutex, MutexGuard, thread};
@@ -62,6 +62,8 @@ struct Running {
 struct Cut {
     group: GroupId,
     nodes: Vec<Arc<Node>>,
+    /// The snapshot that it ends with, if it does; complete once its record is made.
+    snapshot: Option<(u64, Snapshot)>,
     /// Its record and counters, once all its layers are flushed: a second try appends the same.
     record: Option<(Vec<u8>, Counters)>,
 }
@@ -172,8 +174,23 @@ impl Volume {
             MutexGuard::unlock_fair(running);
             return Ok(());
         }
-        let result = self.commit_running(&mut running);
+        let result = self.commit_running(&mut running, None);
         // To those who wait already, so that the next commit takes all of them along.
+        MutexGuard::unlock_fair(running);
+        match &result {
+            Ok(()) => self.budget.set_failing(None),
+            Err(error) => self.note_failure(error),
+        }
+        result
+    }
+
+    /// Commits all that was changed before the call; the group ends with a snapshot.
+    ///
+    /// When there is no space the group stays cut as always, and the snapshot comes with it.
+    pub(super) fn commit_snapshot(&self, name: &[u8]) -> Result<(), Error> {
+        let mut running = self.commits.running.lock();
+        self.commits.check_poison()?;
+        let result = self.commit_running(&mut running, Some(name));
         MutexGuard::unlock_fair(running);
         match &result {
             Ok(()) => self.budget.set_failing(None),
@@ -199,7 +216,7 @@ impl Volume {
     }
 
     /// Finishes the group that is cut already, if one is, and then the open one.
-    fn commit_running(&self, running: &mut Running) -> Result<(), Error> {
+    fn commit_running(&self, running: &mut Running, snapshot: Option<&[u8]>) -> Result<(), Error> {
         if running.cut.is_some() {
             self.finish_cut(running)?;
         }
@@ -207,13 +224,17 @@ impl Volume {
             self.meta.take_in()?;
         }
         self.note_bad_chunks();
-        let cut = self.meta.cut(false, |group| {
+        let cut = self.meta.cut(snapshot.is_some(), |group| {
             let counters = self.counters.lock().at_cut();
             (self.commits.dirty.lock().remove(&group).unwrap_or_default(), counters)
         });
         let Some((group, (nodes, counters))) = cut else { return Ok(()) };
         self.counters.lock().next_base = counters;
-        running.cut = Some(Cut { group, nodes, record: None });
+        let snapshot = snapshot.map(|name| {
+            let (name, time) = (name.to_vec(), self.clock.now());
+            (0, Snapshot { name, time, files: counters.files, ..Snapshot::default() })
+        });
+        running.cut = Some(Cut { group, nodes, snapshot, record: None });
         self.finish_cut(running)
     }
 
@@ -224,7 +245,8 @@ impl Volume {
             Some(record) => record,
             None => {
                 self.flush_cut(cut)?;
-                let counters = self.counters.lock().committing(group);
+                let mut counters = self.counters.lock().committing(group);
+                self.enter_snapshot(cut, &mut counters);
                 self.meta.amend(group, &Key::Counters, Some(counters.encode()));
                 if let Some(state) = self.counters.lock().collection_news() {
                     self.meta.amend(group, &Key::Collection, Some(state.encode()));
@@ -241,6 +263,9 @@ impl Volume {
         running.durable = group.0;
         self.commits.unlist_clean();
         if let Some(cut) = running.cut.take() {
+            if let Some((number, snapshot)) = &cut.snapshot {
+                self.snapshots.add(*number, snapshot);
+            }
             cut.nodes.into_iter().for_each(|node| self.nodes.put(node));
         }
         // Whoever wanted dirty space meanwhile may have found the list empty.
@@ -250,6 +275,15 @@ impl Volume {
             self.wake_timer();
         }
         Ok(())
+    }
+
+    /// Enters the snapshot that a group ends with; the epoch rises with it.
+    fn enter_snapshot(&self, cut: &mut Cut, counters: &mut Counters) {
+        let Some((number, snapshot)) = &mut cut.snapshot else { return };
+        *number = self.meta.next_snapshot();
+        snapshot.logical_bytes = counters.logical_bytes;
+        counters.epoch = *number + 1;
+        self.meta.amend(cut.group, &Key::Snapshot(*number), Some(snapshot.encode()));
     }
 
     fn append_record(&self, record: &[u8]) -> Result<LogPosition, Error> {
@@ -350,7 +384,7 @@ impl Volume {
         }
     }
 
-    fn wake_timer(&self) {
+    pub(super) fn wake_timer(&self) {
         self.commits.timer.state.lock().asked = true;
         self.commits.timer.changed.notify_all();
     }
@@ -359,6 +393,11 @@ impl Volume {
     fn tidy_up(&self) {
         if self.meta.wants_take_in() {
             self.take_in();
+        }
+        match self.purge_snapshots() {
+            // The next opening, or the next deletion, goes on.
+            Err(Error::Closed) | Ok(()) => {}
+            Err(error) => tracing::warn!("cannot purge a deleted snapshot: {error}"),
         }
         self.keep_second_lives();
     }

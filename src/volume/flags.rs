@@ -27,6 +27,9 @@ impl Volume {
     /// Returns the flags of a file or directory.
     pub fn flags(&self, ino: Ino) -> Result<u32, Error> {
         self.check_open()?;
+        if let Some(flags) = self.old_flags(ino) {
+            return flags;
+        }
         Ok(self.inode(ino)?.flags)
     }
 

@@ -3,7 +3,8 @@
 //! Owns [`Volume`]. Its operations stand in `names` and `rename` (create, move, remove), `attrs`,
 //! `xattrs` and `flags` (attributes), `io` (read, write), `ranges` (copies, holes), `flush` (dirty
 //! layers become roots), `commit` (groups become durable), `collect` (space comes back) and
-//! `image`; `rebuild` is for a volume whose metadata is lost; `acl` knows access control lists;
+//! `image`; `rebuild` is for a volume whose metadata is lost; `snapshots` keeps what was; `acl`
+//! knows access control lists;
 //! `node`, `dirty` and `budget` hold what they share.
 //!
 //! Invariants: (1) an operation first gets all that it may wait for (dirty space, room in the
@@ -47,6 +48,7 @@ mod node;
 mod ranges;
 mod rebuild;
 mod rename;
+mod snapshots;
 mod space;
 mod status;
 mod superblock;
@@ -62,6 +64,10 @@ pub use error::Error;
 pub use flags::{FLAG_APPEND, FLAG_IMMUTABLE, FLAG_NO_ATIME, FLAG_NO_DUMP};
 pub use flush::content_root;
 pub use rebuild::{Rebuilt, metadata_damage, rebuild_metadata};
+pub use snapshots::{
+    Change, Difference, EachDifference, EachName, Keeper, Plan, Policy, Restored, SNAPSHOTS,
+    SNAPSHOTS_NAME, SnapshotInfo, utc,
+};
 pub use superblock::{FORMAT_VERSION, Superblock, compression_text, compression_value, hash_text};
 pub use types::*;
 pub use xattrs::is_acl;
@@ -91,6 +97,8 @@ pub struct Volume {
     counters: Mutex<commit::Counts>,
     copies: ranges::Copies,
     collector: Arc<collect::Collector>,
+    snapshots: snapshots::Snapshots,
+    alone: snapshots::Alone,
     /// Bytes of all commit records when the next image of the metadata is due.
     image_due_at: AtomicU64,
     closed: AtomicBool,
@@ -156,6 +164,9 @@ impl Volume {
         if volume.options.background {
             volume.start_threads();
         }
+        if !volume.options.read_only && !volume.options.repairing {
+            volume.go_on_purging()?;
+        }
         Ok(volume)
     }
 
@@ -197,6 +208,7 @@ impl Volume {
         }
         opened.store.load_bad(bad_chunks(&meta)?);
         let counters = commit::Counts::load(&meta)?;
+        let snapshots = snapshots::Snapshots::load(&meta)?;
         // What cannot be read gets no image, and is no reason to refuse the volume.
         let image_due_at = image::next_due(&meta, options.image_bytes_min).unwrap_or(u64::MAX);
         Ok(Volume {
@@ -213,6 +225,8 @@ impl Volume {
             counters: Mutex::new(counters),
             copies: ranges::Copies::default(),
             collector: Arc::default(),
+            snapshots,
+            alone: snapshots::Alone::new(),
             image_due_at: AtomicU64::new(image_due_at),
             closed: AtomicBool::new(false),
             lock: Mutex::new(lock),
@@ -316,8 +330,11 @@ impl Volume {
         if self.closed.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// The entry of an inode that must be there.
+    /// The entry of an inode that must be there, and lives.
     fn inode(&self, ino: Ino) -> Result<Inode, Error> {
+        if self.is_old(ino) {
+            return Err(Error::ReadOnly);
+        }
         match self.meta.get(&Key::Inode(ino))? {
             Some(bytes) => Ok(Inode::decode(&bytes)?),
             None => Err(Error::Stale),

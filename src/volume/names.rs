@@ -10,11 +10,12 @@ use std::sync::Arc;
 use super::acl::{self, DEFAULT};
 use super::flags::{self, check_addable, check_attributes, check_removable};
 use super::node::Node;
+use super::snapshots::is_reserved;
 use super::{
     Attr, Caller, DirItem, Error, LINKS_MAX, MODE_DIR, MODE_FILE, MODE_SET_GID, MODE_SYMLINK,
     MODE_TYPE, Make, NAME_BYTES_MAX, TARGET_BYTES_MAX, Volume, Wait,
 };
-use crate::meta::{Cookie, Ino, Inode, Key, KeyRange, NameEntry};
+use crate::meta::{Cookie, Ino, Inode, Key, KeyRange, NameEntry, Reading};
 
 /// Offsets of `readdir` behind the entries that are no names.
 const BEHIND_DOT: u64 = 1;
@@ -37,6 +38,9 @@ impl Volume {
     /// Finds a name. The kernel holds one more reference of the inode afterwards.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Attr, Error> {
         self.check_open()?;
+        if let Some(found) = self.old_lookup(dir, name) {
+            return found;
+        }
         let _namespace = self.namespace.read();
         let ino = match name {
             // Asked of anything, for a file handle that outlived what the kernel knew of it.
@@ -83,6 +87,9 @@ impl Volume {
         each: &mut dyn FnMut(DirItem) -> bool,
     ) -> Result<(), Error> {
         self.check_open()?;
+        if let Some(listed) = self.old_readdir(dir, from, each) {
+            return listed;
+        }
         let inode = self.directory(dir)?;
         let dots: [(&[u8], Ino, u64); 2] =
             [(b".", dir, BEHIND_DOT), (b"..", inode.parent, BEHIND_DOT_DOT)];
@@ -95,7 +102,7 @@ impl Volume {
             }
         }
         let start = Cookie(from.saturating_add(1).max(Cookie::COLLISIONS_MAX));
-        self.scan_names(KeyRange::names(dir, start), &mut |cookie, entry| {
+        scan_names(&self.meta, KeyRange::names(dir, start), &mut |cookie, entry| {
             let item = DirItem {
                 ino: entry.ino,
                 mode_type: u32::from(entry.kind) << 12,
@@ -109,6 +116,9 @@ impl Volume {
     /// Returns where a symbolic link points.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>, Error> {
         self.check_open()?;
+        if let Some(target) = self.old_readlink(ino) {
+            return target;
+        }
         let inode = self.inode(ino)?;
         if inode.mode & MODE_TYPE != MODE_SYMLINK {
             return Err(Error::Invalid { what: "not a symbolic link" });
@@ -362,6 +372,10 @@ impl Volume {
         if gone || state.lookups != 0 || state.opens != 0 {
             return Ok(());
         }
+        // A tree that was replaced: its names go first.
+        if !self.is_empty(node.ino)? {
+            return Ok(());
+        }
         let filled = self.root_of(node.ino, &mut state)?.filled;
         let names = self.listxattr(node.ino)?;
         let group = self.meta.enter();
@@ -402,10 +416,7 @@ impl Volume {
             ControlFlow::Continue(())
         })?;
         for ino in orphans {
-            let node = self.nodes.get(ino);
-            let destroyed = self.destroy(&node);
-            self.nodes.put(node);
-            destroyed?;
+            self.remove_tree(ino)?;
             self.make_group_room(Wait::Yes)?;
         }
         Ok(())
@@ -432,61 +443,77 @@ impl Volume {
     }
 
     pub(super) fn find(&self, dir: Ino, name: &[u8]) -> Result<Found, Error> {
-        if NAME_BYTES_MAX < name.len() {
-            return Err(Error::NameTooLong);
+        if is_reserved(dir, name) {
+            return Err(Error::ReadOnly);
         }
-        match self.place(dir, name)? {
-            Place::Taken(found) => Ok(found),
-            Place::Free(_) => Err(Error::NotFound),
-        }
+        find_in(&self.meta, self.superblock.uuid, dir, name)
     }
 
     /// Looks for a name among those that share its hash.
     pub(super) fn place(&self, dir: Ino, name: &[u8]) -> Result<Place, Error> {
-        let first = Cookie::hash(self.superblock.uuid, name);
-        let mut found = None;
-        let mut free = first.0;
-        self.scan_names(KeyRange::names_of_hash(dir, first), &mut |cookie, entry| {
-            if entry.name == name {
-                let mode_type = u32::from(entry.kind) << 12;
-                found = Some(Found { cookie, ino: entry.ino, mode_type });
-                return ControlFlow::Break(());
-            }
-            if cookie.0 == free {
-                free += 1;
-            }
-            ControlFlow::Continue(())
-        })?;
-        match found {
-            Some(found) => Ok(Place::Taken(found)),
-            None if free <= first.last().0 => Ok(Place::Free(Cookie(free))),
-            // 256 names with equal keyed 55-bit hashes: nobody can make them, and chance will not.
-            None => Err(Error::TooManyLinks),
+        if is_reserved(dir, name) {
+            return Err(Error::ReadOnly);
         }
+        place_in(&self.meta, self.superblock.uuid, dir, name)
     }
+}
 
-    /// Shows the names in a range of keys, decoded.
-    fn scan_names(
-        &self,
-        range: KeyRange,
-        each: &mut dyn FnMut(Cookie, NameEntry) -> ControlFlow<()>,
-    ) -> Result<(), Error> {
-        let mut failure = None;
-        self.meta.scan(
-            range,
-            &mut |key, value| match (Key::decode(key), NameEntry::decode(value)) {
-                (Ok(Key::Name { cookie, .. }), Ok(entry)) => each(cookie, entry),
-                (Err(error), _) | (_, Err(error)) => {
-                    failure = Some(error);
-                    ControlFlow::Break(())
-                }
-                (Ok(_), Ok(_)) => ControlFlow::Continue(()),
-            },
-        )?;
-        match failure {
-            Some(error) => Err(error.into()),
-            None => Ok(()),
+pub(super) fn find_in(
+    meta: &dyn Reading,
+    uuid: [u8; 16],
+    dir: Ino,
+    name: &[u8],
+) -> Result<Found, Error> {
+    if NAME_BYTES_MAX < name.len() {
+        return Err(Error::NameTooLong);
+    }
+    match place_in(meta, uuid, dir, name)? {
+        Place::Taken(found) => Ok(found),
+        Place::Free(_) => Err(Error::NotFound),
+    }
+}
+
+fn place_in(meta: &dyn Reading, uuid: [u8; 16], dir: Ino, name: &[u8]) -> Result<Place, Error> {
+    let first = Cookie::hash(uuid, name);
+    let mut found = None;
+    let mut free = first.0;
+    scan_names(meta, KeyRange::names_of_hash(dir, first), &mut |cookie, entry| {
+        if entry.name == name {
+            let mode_type = u32::from(entry.kind) << 12;
+            found = Some(Found { cookie, ino: entry.ino, mode_type });
+            return ControlFlow::Break(());
         }
+        if cookie.0 == free {
+            free += 1;
+        }
+        ControlFlow::Continue(())
+    })?;
+    match found {
+        Some(found) => Ok(Place::Taken(found)),
+        None if free <= first.last().0 => Ok(Place::Free(Cookie(free))),
+        // 256 names with equal keyed 55-bit hashes: nobody can make them, and chance will not.
+        None => Err(Error::TooManyLinks),
+    }
+}
+
+/// Shows the names in a range of keys, decoded.
+pub(super) fn scan_names(
+    meta: &dyn Reading,
+    range: KeyRange,
+    each: &mut dyn FnMut(Cookie, NameEntry) -> ControlFlow<()>,
+) -> Result<(), Error> {
+    let mut failure = None;
+    meta.scan(range, &mut |key, value| match (Key::decode(key), NameEntry::decode(value)) {
+        (Ok(Key::Name { cookie, .. }), Ok(entry)) => each(cookie, entry),
+        (Err(error), _) | (_, Err(error)) => {
+            failure = Some(error);
+            ControlFlow::Break(())
+        }
+        (Ok(_), Ok(_)) => ControlFlow::Continue(()),
+    })?;
+    match failure {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
     }
 }
 

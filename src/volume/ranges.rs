@@ -70,10 +70,20 @@ impl Volume {
         let copy = Copy { from: from_offset, to: to_offset, length, clear_set_id };
         let chunk_bytes = self.superblock.profile.chunk_bytes() as u64;
         let copied = if from_offset % chunk_bytes == to_offset % chunk_bytes {
-            let (source, target) = (self.nodes.get(from), self.nodes.get(to));
             let _visit = self.store.visit();
-            let copied = self.copy_nodes(&source, &target, copy, wait);
-            self.nodes.put(source);
+            let target = self.nodes.get(to);
+            let copied = match self.old_content(from) {
+                // What a snapshot sees has no dirty layers and never changes.
+                Some(source) => source.and_then(|(inode, root)| {
+                    self.share(&target, &mut target.state.lock(), (&inode, root), copy)
+                }),
+                None => {
+                    let source = self.nodes.get(from);
+                    let copied = self.copy_nodes(&source, &target, copy, wait);
+                    self.nodes.put(source);
+                    copied
+                }
+            };
             self.nodes.put(target);
             copied
         } else {
@@ -249,6 +259,9 @@ impl Volume {
     pub fn seek(&self, ino: Ino, offset: u64, wanted: Seek, wait: Wait) -> Result<u64, Error> {
         self.check_open()?;
         let _visit = self.store.visit();
+        if let Some(found) = self.old_seek(ino, offset, wanted) {
+            return found;
+        }
         let node = self.nodes.get(ino);
         let found = self.seek_node(&node, offset, wanted, wait);
         self.nodes.put(node);

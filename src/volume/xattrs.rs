@@ -11,7 +11,7 @@ use super::{
     Error, MODE_DIR, MODE_SET_GID, MODE_SYMLINK, MODE_TYPE, Volume, Wait, XATTR_NAME_BYTES_MAX,
     XATTR_VALUE_BYTES_MAX, XattrMode,
 };
-use crate::meta::{Ino, Inode, Key, KeyRange};
+use crate::meta::{Ino, Inode, Key, KeyRange, Reading};
 
 /// Most bytes that the names of one inode's attributes may have together: the kernel lists no
 /// more (XATTR_LIST_MAX).
@@ -25,6 +25,9 @@ impl Volume {
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Error> {
         self.check_open()?;
         check_name(name)?;
+        if let Some(value) = self.old_xattr(ino, name) {
+            return value;
+        }
         match self.meta.get(&Key::Xattr { ino, name })? {
             Some(value) => Ok(value),
             None => Err(Error::NoAttribute),
@@ -34,24 +37,11 @@ impl Volume {
     /// Returns the names of an inode's extended attributes, sorted.
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>, Error> {
         self.check_open()?;
-        self.inode(ino)?;
-        let mut names = Vec::new();
-        let mut failure = None;
-        self.meta.scan(KeyRange::xattrs(ino), &mut |key, _| match Key::decode(key) {
-            Ok(Key::Xattr { name, .. }) => {
-                names.push(name.to_vec());
-                ControlFlow::Continue(())
-            }
-            Ok(_) => ControlFlow::Continue(()),
-            Err(error) => {
-                failure = Some(error);
-                ControlFlow::Break(())
-            }
-        })?;
-        match failure {
-            Some(error) => Err(error.into()),
-            None => Ok(names),
+        if let Some(names) = self.old_xattrs(ino) {
+            return names;
         }
+        self.inode(ino)?;
+        list_in(&self.meta, ino)
     }
 
     /// Sets an extended attribute.
@@ -172,6 +162,27 @@ impl Volume {
     }
 }
 
+/// The names of an inode's extended attributes, sorted.
+pub(super) fn list_in(meta: &dyn Reading, ino: Ino) -> Result<Vec<Vec<u8>>, Error> {
+    let mut names = Vec::new();
+    let mut failure = None;
+    meta.scan(KeyRange::xattrs(ino), &mut |key, _| match Key::decode(key) {
+        Ok(Key::Xattr { name, .. }) => {
+            names.push(name.to_vec());
+            ControlFlow::Continue(())
+        }
+        Ok(_) => ControlFlow::Continue(()),
+        Err(error) => {
+            failure = Some(error);
+            ControlFlow::Break(())
+        }
+    })?;
+    match failure {
+        Some(error) => Err(error.into()),
+        None => Ok(names),
+    }
+}
+
 /// Whether an attribute holds an access control list.
 pub fn is_acl(name: &[u8]) -> bool {
     name == ACCESS || name == DEFAULT
@@ -181,6 +192,8 @@ fn check_name(name: &[u8]) -> Result<(), Error> {
     match name.len() {
         0 => Err(Error::Invalid { what: "an extended attribute needs a name" }),
         length if XATTR_NAME_BYTES_MAX < length => Err(Error::NameTooLong),
+        // Old versions are found in the order of their names.
+        _ if name.contains(&0) => Err(Error::Invalid { what: "a name has no NUL" }),
         _ => Ok(()),
     }
 }

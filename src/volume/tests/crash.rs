@@ -17,7 +17,7 @@ use crate::sys::overlay::OverlayDisk;
 use crate::sys::sim::{Keep, Moment};
 
 /// How many kinds of steps there are.
-pub(super) const KINDS: u8 = 20;
+pub(super) const KINDS: u8 = 23;
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -39,6 +39,12 @@ pub(super) struct Worker {
     ghosts: Vec<u64>,
     /// The states since the last finished sync, that one first.
     history: Vec<Snapshot>,
+    /// The states at which snapshots were made, by their names.
+    copies: BTreeMap<String, Snapshot>,
+    /// The snapshot that this step makes or deletes, and whether it deletes it.
+    unsure: Option<(String, bool)>,
+    /// Snapshots that were made.
+    made: u64,
     images: Images,
     pub(super) judged: u64,
     /// How many more crashes of crashed images to try.
@@ -58,10 +64,20 @@ fn small_of(seed: u64) -> OpenOptions {
 
 /// All that a volume holds, found by its names.
 pub(super) fn extract(volume: &Volume) -> Snapshot {
+    extract_below(volume, Ino::ROOT)
+}
+
+/// The number that an inode of a snapshot has where it lives.
+fn living(ino: Ino) -> u64 {
+    if ino.0 & SNAPSHOTS.0 == 0 { ino.0 } else { ino.0 & ((1 << 41) - 1) }
+}
+
+/// All that is below a directory, which may be that of a snapshot.
+pub(super) fn extract_below(volume: &Volume, root: Ino) -> Snapshot {
     let mut found = Snapshot::new();
-    let mut todo = vec![Ino::ROOT];
+    let mut todo = vec![root];
     while let Some(ino) = todo.pop() {
-        if found.contains_key(&ino.0) {
+        if found.contains_key(&living(ino)) {
             continue;
         }
         let attr = volume.getattr(ino).unwrap();
@@ -73,7 +89,7 @@ pub(super) fn extract(volume: &Volume) -> Snapshot {
                         let name = String::from_utf8(item.name).unwrap();
                         if name != "." && name != ".." {
                             todo.push(item.ino);
-                            assert!(names.insert(name, item.ino.0).is_none(), "a name twice");
+                            assert!(names.insert(name, living(item.ino)).is_none(), "a name twice");
                         }
                         true
                     })
@@ -94,9 +110,40 @@ pub(super) fn extract(volume: &Volume) -> Snapshot {
             xattrs.insert(String::from_utf8(name).unwrap(), value);
         }
         let Attr { mode, uid, nlink, mtime, ctime, .. } = attr;
-        found.insert(ino.0, Entry { body, mode, uid, nlink, mtime, ctime, xattrs });
+        found.insert(living(ino), Entry { body, mode, uid, nlink, mtime, ctime, xattrs });
     }
     found
+}
+
+/// What hangs below an inode, by path, without numbers, counts and the times that a move changes.
+fn shape(state: &Snapshot, top: u64) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![(String::new(), top)];
+    while let Some((path, ino)) = todo.pop() {
+        let Entry { body, mode, uid, mtime, xattrs, .. } = &state[&ino];
+        let body = match body {
+            Body::Dir(names) => {
+                todo.extend(names.iter().map(|(name, &ino)| (format!("{path}/{name}"), ino)));
+                "a directory".to_owned()
+            }
+            other => format!("{other:?}"),
+        };
+        found.insert(path, format!("{body} {mode:o} {uid} {mtime:?} {xattrs:?}"));
+    }
+    found
+}
+
+/// What a snapshot holds.
+pub(super) fn extract_snapshot(volume: &Volume, name: &[u8]) -> Snapshot {
+    let root = volume.lookup(SNAPSHOTS, name).unwrap();
+    extract_below(volume, root.ino)
+}
+
+/// All snapshots of a volume, by name.
+fn extract_snapshots(volume: &Volume) -> BTreeMap<String, Snapshot> {
+    let name = |info: &SnapshotInfo| String::from_utf8(info.name.clone()).unwrap();
+    let snapshots = volume.snapshots();
+    snapshots.iter().map(|info| (name(info), extract_snapshot(volume, &info.name))).collect()
 }
 
 /// Lets `check` look at a disk, without changing it.
@@ -139,6 +186,7 @@ impl Worker {
     pub(super) fn on(disk: SimDisk, clock: SimClock, seed: u64, depth: u32) -> Worker {
         let volume = open(&disk, &clock, small_of(seed));
         let state = extract(&volume);
+        let copies = extract_snapshots(&volume);
         let images = Images::default();
         watch(&disk, &images, seed);
         Worker {
@@ -149,6 +197,9 @@ impl Worker {
             held: BTreeMap::new(),
             ghosts: Vec::new(),
             history: vec![state],
+            made: copies.len() as u64 * 1000,
+            copies,
+            unsure: None,
             images,
             judged: 0,
             depth,
@@ -170,6 +221,9 @@ impl Worker {
     /// Judges all images of a step; `finished` says that it was a sync, and has ended well.
     pub(super) fn settle(&mut self, finished: bool) {
         self.judge_images();
+        if let Some((name, true)) = self.unsure.take() {
+            self.copies.remove(&name);
+        }
         if finished {
             self.history = vec![self.model.live.clone()];
             let image = self.disk.crash(Keep::Nothing);
@@ -209,6 +263,7 @@ impl Worker {
             let wrong: String = format!("{wrong:?}").chars().take(300).collect();
             panic!("{label}: a state that never was; unlike the newest: {wrong}");
         }
+        self.judge_snapshots(&volume, label);
         if turn.is_multiple_of(9) {
             // The packs alone say the same.
             let image = image.crash(Keep::All);
@@ -217,6 +272,7 @@ impl Worker {
             assert_eq!(rebuilt.findings, [], "{label}");
             let volume = open(&image, &self.clock, small());
             assert_eq!(extract(&volume), state, "{label}");
+            self.judge_snapshots(&volume, label);
         }
         if turn.is_multiple_of(5) {
             let make = Make { mode: MODE_FILE | 0o600, rdev: 0 };
@@ -241,6 +297,69 @@ impl Worker {
             }
             again.step((12, 0, 0, 0));
         }
+    }
+
+    /// Each snapshot reads as the state at which it was made; none is missing, and none is back.
+    fn judge_snapshots(&self, volume: &Volume, label: &str) {
+        let mut found = extract_snapshots(volume);
+        for (name, copy) in &self.copies {
+            match found.remove(name) {
+                Some(state) => assert!(state == *copy, "{label}: snapshot {name} is another"),
+                None => {
+                    let unsure = self.unsure.as_ref().is_some_and(|(unsure, _)| unsure == name);
+                    assert!(unsure, "{label}: snapshot {name} is gone");
+                }
+            }
+        }
+        assert!(found.is_empty(), "{label}: snapshots that never were: {:?}", found.keys());
+    }
+
+    fn snapshot(&mut self) {
+        self.made += 1;
+        let name = format!("s{}", self.made);
+        self.copies.insert(name.clone(), self.model.live.clone());
+        self.volume.snapshot_create(name.as_bytes()).unwrap();
+        self.unsure = Some((name, false));
+    }
+
+    fn delete_snapshot(&mut self, number: u16) -> bool {
+        let at = usize::from(number) % self.copies.len().max(1);
+        let Some(name) = self.copies.keys().nth(at).cloned() else { return false };
+        self.volume.snapshot_delete(name.as_bytes()).unwrap();
+        self.unsure = Some((name, true));
+        true
+    }
+
+    /// Restores the root, or a name in it; what it was is compared, what it is becomes the model.
+    fn restore(&mut self, a: u16, b: u16, c: u16) -> bool {
+        let at = usize::from(a) % self.copies.len().max(1);
+        let Some((snapshot, copy)) = self.copies.iter().nth(at) else { return false };
+        let Body::Dir(names) = &copy[&Ino::ROOT.0].body else { panic!("the root") };
+        let (path, old) = match names.iter().nth(usize::from(b) % names.len().max(1)) {
+            Some((name, ino)) if !c.is_multiple_of(3) => (name.as_str(), *ino),
+            _ => ("", Ino::ROOT.0),
+        };
+        let mut renewed = 0;
+        self.volume
+            .restore(snapshot.as_bytes(), path.as_bytes(), &mut |_, _| renewed += 1)
+            .unwrap();
+        assert!(path.is_empty() || renewed == 1);
+        let state = extract(&self.volume);
+        let new = match path {
+            "" => Ino::ROOT.0,
+            name => Model::of(state.clone()).find(Ino::ROOT.0, name).unwrap(),
+        };
+        assert_eq!(shape(&state, new), shape(copy, old));
+        let gone: Vec<u64> =
+            self.model.live.keys().filter(|ino| !state.contains_key(ino)).copied().collect();
+        for ino in gone {
+            if let Some(count) = self.held.remove(&ino) {
+                self.volume.forget(Ino(ino), count);
+            }
+        }
+        self.history.push(state.clone());
+        self.model.live = state;
+        true
     }
 
     fn pick(from: &[u64], number: u16) -> Option<u64> {
@@ -296,6 +415,12 @@ impl Worker {
             }
             (18, Some(file)) => self.flush(file),
             (19, _) => {
+                self.snapshot();
+                return true;
+            }
+            (20, _) => return self.delete_snapshot(a),
+            (21, _) => return self.restore(a, b, c),
+            (22, _) => {
                 self.volume.collect(Collect { urgent: true, ..Collect::default() }).unwrap();
                 return true;
             }

@@ -24,6 +24,7 @@ mod rebuild;
 #[cfg(shuttle)]
 mod schedules;
 mod small;
+mod snapshots;
 mod soak;
 mod superblocks;
 mod threads;
