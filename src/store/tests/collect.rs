@@ -398,9 +398,9 @@ fn a_place_that_is_not_durable_is_no_reason_to_drop_another() {
     for number in shape.numbers() {
         let address = address_of(number);
         let seen = inner.index.candidates(&address).len();
-        assert_eq!(inner.add_data(&[(address, &payload(number))], &[seen]).unwrap(), []);
+        assert_eq!(inner.add_data(&[(address, &payload(number))], &[seen]).unwrap(), [0; 0]);
     }
-    forest.store.flush().unwrap();
+    let _flushed = forest.store.flush().unwrap();
     for shape in forest.roots.lock().values() {
         let on = &mut |_| ControlFlow::Continue(());
         collection.marks().mark(&forest.store, &shape.root(), on).unwrap();
