@@ -438,7 +438,7 @@ impl<'a> Collection<'a> {
         if places.len() < 2 && inner.index.is_whole() {
             return Ok(places.iter().any(|at| !self.is_victim(at.pack)));
         }
-        match inner.newest(address)? {
+        match inner.newest(address, u64::MAX)? {
             Lookup::Found(at, _) => Ok(!self.is_victim(at.pack)),
             _ => Ok(false),
         }
@@ -487,6 +487,9 @@ impl<'a> Collection<'a> {
             log.packs = log.packs.saturating_sub(1);
             freed += length;
         }
+        // Else a crash would have the sums of packs that are gone counted from now on. The index
+        // is derived: a failure costs no more than that.
+        let _ = self.store.save_index();
         Ok(freed)
     }
 }

@@ -6,8 +6,9 @@
 //!
 //! Invariants: (1) a tree is walked once, however many share it; (2) what is marked stays marked;
 //! (3) where it is not certain that a chunk lies in a place, too much is marked rather than too
-//! little; (4) of several places of one chunk the newest good one is marked, so that the others are
-//! found to be garbage.
+//! little; (4) of several places of one chunk in sealed packs the newest good one is marked, so that
+//! the others are found to be garbage; one in a pack that still grows counts only when there is no
+//! other, as it may not be durable yet.
 //!
 //! Absent on purpose: what follows from a mark (`collect`).
 
@@ -254,10 +255,15 @@ impl Marks {
     }
 
     fn place(&self, inner: &Inner, address: &Address, is_data: bool) -> Result<Place> {
-        if let Some((entry, _)) = inner.pipeline.get(address) {
+        let in_flight = inner.pipeline.get(address);
+        // A newer place that still grows may not be durable yet.
+        if let Lookup::Found(at, header) = inner.newest(address, self.sealed_below)? {
+            return Ok(Place::At(at, header.kind == Kind::Tree));
+        }
+        if let Some((entry, _)) = in_flight {
             return Ok(Place::InFlight(entry.children != 0));
         }
-        match inner.newest(address)? {
+        match inner.newest(address, u64::MAX)? {
             Lookup::Found(at, header) | Lookup::Bad(at, header) => {
                 Ok(Place::At(at, header.kind == Kind::Tree))
             }

@@ -191,11 +191,12 @@ impl Inner {
         }
     }
 
-    /// Finds the newest good place of a chunk that is not in flight.
-    pub(super) fn newest(&self, address: &Address) -> Result<Lookup> {
+    /// Finds the newest good place of a chunk in a pack below `below`.
+    pub(super) fn newest(&self, address: &Address, below: u64) -> Result<Lookup> {
         let mut candidates = self.index.candidates(address);
         let on_disk = self.index.run_candidates(address).map_err(|error| self.run_failed(error))?;
         candidates.extend(on_disk);
+        candidates.retain(|at| at.pack < below);
         candidates.sort_unstable();
         candidates.dedup();
         candidates.reverse();

@@ -385,6 +385,35 @@ fn bytes_of(disk: &SimDisk, pack: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Chunks may be stored twice, when the index has not all in memory: the second time may not be
+/// durable when the first would go.
+#[test]
+fn a_place_that_is_not_durable_is_no_reason_to_drop_another() {
+    let forest = half(small());
+    let collection = forest.store.begin_collection().unwrap();
+    forest.commit().unwrap();
+    collection.candidates_below(*forest.position.lock());
+    let shape = forest.roots.lock()[&1].clone();
+    let inner = &forest.store.inner;
+    for number in shape.numbers() {
+        let address = address_of(number);
+        let seen = inner.index.candidates(&address).len();
+        assert_eq!(inner.add_data(&[(address, &payload(number))], &[seen]).unwrap(), [0; 0]);
+    }
+    let _flushed = forest.store.flush().unwrap();
+    for shape in forest.roots.lock().values() {
+        let on = &mut |_| ControlFlow::Continue(());
+        collection.marks().mark(&forest.store, &shape.root(), on).unwrap();
+    }
+    let on = &mut |_| ControlFlow::Continue(());
+    let (_, victims) = collection.choose(&ANY, on).unwrap();
+    collection.switch(&victims);
+    let packs: Vec<u64> = victims.iter().map(|victim| victim.pack).collect();
+    assert!(0 < collection.drop_packs(&packs).unwrap());
+    let image = forest.disk.crash(crate::sys::sim::Keep::Nothing);
+    forest.again(&image).assert_sound();
+}
+
 #[test]
 fn only_what_is_clean_is_dropped() {
     let forest = half(small());

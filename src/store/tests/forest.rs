@@ -217,6 +217,12 @@ impl Forest {
         Ok(Done { garbage, victims, cleaned, freed })
     }
 
+    /// The packs below this one do not change any more.
+    pub fn sealed_below(&self) -> u64 {
+        let log = self.store.inner.log.lock();
+        log.open.as_ref().map_or(log.next_number, |open| open.number)
+    }
+
     /// Every chunk in the packs of the log below `below`, by the packs' own word.
     pub fn places(&self, below: u64) -> Vec<(Address, Location)> {
         let mut places = Vec::new();

@@ -82,10 +82,7 @@ impl Life {
     fn collect(&mut self, percent: u64, late: &[(usize, u64, Shape)]) {
         let mut kept = self.forest.reach();
         kept.extend(late.iter().flat_map(|(.., shape)| shape.reach()));
-        let from = {
-            let log = self.forest.store.inner.log.lock();
-            log.open.as_ref().map_or(log.next_number, |open| open.number)
-        };
+        let from = self.forest.sealed_below();
         let policy = Policy { garbage_percent: percent, live_bytes_max: u64::MAX };
         let done = self.forest.collect_with(policy, &mut |stage, _| {
             for (_, name, shape) in late.iter().filter(|(at, ..)| *at == stage as usize) {

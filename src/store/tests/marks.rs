@@ -9,7 +9,7 @@ use super::*;
 
 /// Which addresses have a marked place in a sealed pack.
 fn marked(forest: &Forest, marks: &Marks) -> BTreeSet<Address> {
-    let places = forest.places(forest.position.lock().pack);
+    let places = forest.places(forest.sealed_below());
     places.into_iter().filter(|(_, at)| marks.has(*at)).map(|(address, _)| address).collect()
 }
 
@@ -53,12 +53,12 @@ proptest! {
         let told: BTreeSet<Address> = seen.iter().map(|one| one.address).collect();
         prop_assert_eq!(&told, &reach);
         prop_assert_eq!(seen.len(), told.len(), "each is told once");
-        let newest = newest(&forest.places(u64::MAX));
+        let below = forest.sealed_below();
+        let newest = newest(&forest.places(u64::MAX), below);
         for Marked { address, location } in seen {
             prop_assert_eq!(newest[&address], location);
             prop_assert!(marks.has(location));
         }
-        let below = forest.position.lock().pack;
         let sealed = newest.iter().filter(|(one, at)| at.pack < below && reach.contains(one));
         let sealed: BTreeSet<Address> = sealed.map(|(address, _)| *address).collect();
         prop_assert_eq!(marked(&forest, &marks), sealed);
@@ -157,7 +157,7 @@ fn of_two_places_the_newer_is_marked() {
     drop(collection);
     forest.commit().unwrap();
     let places = forest.places(u64::MAX);
-    let newest = newest(&places);
+    let newest = newest(&places, forest.sealed_below());
     assert!(newest.len() < places.len(), "some lie twice");
     let (marks, _) = mark_all(&forest);
     for (address, at) in &places {
@@ -168,11 +168,15 @@ fn of_two_places_the_newer_is_marked() {
     forest.assert_sound();
 }
 
-fn newest(places: &[(Address, Location)]) -> BTreeMap<Address, Location> {
+/// Where each chunk counts: in the newest pack that is sealed, or else in the newest.
+fn newest(places: &[(Address, Location)], sealed_below: u64) -> BTreeMap<Address, Location> {
     let mut newest = BTreeMap::new();
     for (address, at) in places {
+        let counts = |at: &Location| (at.pack < sealed_below, *at);
         let newer = newest.entry(*address).or_insert(*at);
-        *newer = (*newer).max(*at);
+        if counts(newer) < counts(at) {
+            *newer = *at;
+        }
     }
     newest
 }
