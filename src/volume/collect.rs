@@ -378,11 +378,13 @@ impl Volume {
             let count = rest.iter().take_while(fits).count();
             let (batch, behind) = rest.split_at(count);
             let packs: Vec<u64> = batch.iter().map(|victim| victim.pack).collect();
-            let cleaned = collection.clean(&packs, &mut |bytes| {
-                self.tell("cleaning", done + bytes, total);
-                pace.step()
-            });
-            let cleaned = cleaned?;
+            // A second try finds moved what the first has moved.
+            let cleaned = self.with_reserve(|| {
+                Ok(collection.clean(&packs, &mut |bytes| {
+                    self.tell("cleaning", done + bytes, total);
+                    pace.step()
+                })?)
+            })?;
             if cleaned.stopped {
                 return Err(Error::Closed);
             }
@@ -426,7 +428,7 @@ impl Volume {
             return Ok(false);
         }
         self.tell("writing an image of the metadata", 0, 0);
-        self.make_image()?;
+        self.with_reserve(|| self.make_image())?;
         Ok(newest_image(&self.meta)?.is_some_and(|image| last < image.position.pack))
     }
 
