@@ -378,13 +378,12 @@ impl Volume {
             let count = rest.iter().take_while(fits).count();
             let (batch, behind) = rest.split_at(count);
             let packs: Vec<u64> = batch.iter().map(|victim| victim.pack).collect();
-            // A second try passes over what the first has moved.
+            // A second try finds moved what the first has moved.
             let cleaned = self.with_reserve(|| {
-                let cleaned = collection.clean(&packs, &mut |bytes| {
+                Ok(collection.clean(&packs, &mut |bytes| {
                     self.tell("cleaning", done + bytes, total);
                     pace.step()
-                });
-                Ok(cleaned?)
+                })?)
             })?;
             if cleaned.stopped {
                 return Err(Error::Closed);
@@ -429,7 +428,7 @@ impl Volume {
             return Ok(false);
         }
         self.tell("writing an image of the metadata", 0, 0);
-        self.make_image()?;
+        self.with_reserve(|| self.make_image())?;
         Ok(newest_image(&self.meta)?.is_some_and(|image| last < image.position.pack))
     }
 

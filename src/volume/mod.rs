@@ -176,7 +176,7 @@ impl Volume {
     fn begin(self) -> Result<Arc<Volume>, Error> {
         let volume = Arc::new(self);
         if !volume.options.read_only && !volume.options.repairing {
-            volume.space.reserve.open(volume.disk.as_ref());
+            volume.begin_space();
             volume.remove_orphans()?;
             volume.keep_reserve();
         }
@@ -329,10 +329,20 @@ impl Volume {
             self.keep_second_lives();
         }
         let checkpoint = match (&committed, self.options.read_only) {
-            (Ok(()), false) => self.meta.close().map_err(Error::from),
+            (Ok(()), false) => {
+                let taken_in = self.with_reserve(|| Ok(self.meta.take_in()?));
+                self.make_room_to_close();
+                taken_in.and(self.meta.close().map_err(Error::from))
+            }
             _ => Ok(()),
         };
-        let store = self.store.close().map_err(Error::from);
+        let store = match self.with_reserve(|| Ok(self.store.close()?)) {
+            Err(error) if error.is_full() => {
+                tracing::warn!("the index is not saved, and will be made anew: {error}");
+                Ok(())
+            }
+            closed => closed,
+        };
         self.lock.lock().take();
         committed.and(checkpoint).and(store)
     }

@@ -40,6 +40,9 @@ const RESERVE_PART: u64 = 16;
 /// Packs are not made smaller than this because of a small disk: a group has to fit.
 const PACK_BYTES_MIN: u64 = 4 << 20;
 
+/// What closing writes beside what is to be taken in: pages of the checkpoint, a note in the lock.
+const CLOSING_BYTES: u64 = 1 << 20;
+
 /// For what no bound covers: the files of the filesystem below are rounded up, and have their own
 /// entries there.
 const SLACK_BYTES: u64 = 64 << 10;
@@ -80,6 +83,8 @@ pub(super) struct Space {
     quota: AtomicU64,
     /// What is stored, as last seen.
     stored: AtomicU64,
+    /// What was stored when the quota was set: a quota of less than that still takes removals.
+    floor: AtomicU64,
     pub(super) reserve: Reserve,
 }
 
@@ -111,6 +116,8 @@ struct Reading {
     missing: u64,
     /// 0 for none.
     quota: u64,
+    /// What was stored when that was set.
+    floor: u64,
     /// When it was taken, by the clock that never goes back.
     taken_at: Duration,
     /// What was admitted on it since.
@@ -133,6 +140,17 @@ impl Reading {
 
     fn room(&self) -> i128 {
         self.below().min(self.within())
+    }
+
+    /// Room for a change of this kind, the part of the reserve that it may use included.
+    fn room_for(&self, need: Need) -> i128 {
+        let within = match (need, self.quota) {
+            (Need::Grow, _) | (_, 0) => self.within(),
+            (Need::Keep | Need::Free, _) => {
+                self.within().max(i128::from(self.floor) - i128::from(self.stored))
+            }
+        };
+        self.below().min(within) + i128::from(need.allowance(self.reserve))
     }
 
     /// Size of what can be filled.
@@ -190,6 +208,12 @@ impl Space {
         state.reading = None;
     }
 
+    /// Sets the quota, with what is stored now.
+    fn begin_quota(&self, bytes: u64) {
+        self.floor.store(self.stored.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.quota.store(bytes, Ordering::Relaxed);
+    }
+
     fn quota(&self) -> u64 {
         self.quota.load(Ordering::Relaxed)
     }
@@ -203,7 +227,8 @@ impl Volume {
 
     /// Limits what the volume may store, or takes the limit away with 0. What is stored stays.
     pub fn set_quota(&self, bytes: u64) {
-        self.space.quota.store(bytes, Ordering::Relaxed);
+        self.look_at_store(Wait::Yes);
+        self.space.begin_quota(bytes);
         self.space.forget();
     }
 
@@ -215,7 +240,7 @@ impl Volume {
         let mut settled = false;
         loop {
             let reading = self.reading(bytes, wait)?;
-            let room = reading.room() + i128::from(need.allowance(reading.reserve));
+            let room = reading.room_for(need);
             let mut state = self.space.state.lock();
             let promised = self.promised(&state.promises);
             if i128::from(bytes) + i128::from(promised) <= room {
@@ -313,7 +338,21 @@ impl Volume {
         };
         let missing = self.space.reserve.missing(reserve);
         let taken_at = self.clock.monotonic();
-        Ok(Reading { space, stored, reserve, missing, quota, taken_at, admitted: 0 })
+        let floor = self.space.floor.load(Ordering::Relaxed);
+        Ok(Reading { space, stored, reserve, missing, quota, floor, taken_at, admitted: 0 })
+    }
+
+    /// Begins with the reserve that is there, and with the quota.
+    pub(super) fn begin_space(&self) {
+        self.space.reserve.open(self.disk.as_ref());
+        self.look_at_store(Wait::Yes);
+        self.space.begin_quota(self.space.quota());
+    }
+
+    /// Gives room back for the last writes, those of closing, when there is none.
+    pub(super) fn make_room_to_close(&self) {
+        let full = |space: sys::Space| space.available_bytes < CLOSING_BYTES;
+        while self.disk.space().is_ok_and(full) && self.space.reserve.give_up() {}
     }
 
     /// Makes the reserve as large as it should be, if there is room for that.
@@ -339,7 +378,9 @@ impl Volume {
     ) -> Result<T, Error> {
         loop {
             match attempt() {
-                Err(Error::NoSpace) if self.space.reserve.give_up() => self.space.forget(),
+                Err(error) if error.is_full() && self.space.reserve.give_up() => {
+                    self.space.forget();
+                }
                 result => return result,
             }
         }
@@ -394,7 +435,8 @@ mod tests {
         let (free_bytes, available_bytes) = (available, available);
         let space = sys::Space { total_bytes: 100 * MIB, free_bytes, available_bytes };
         let taken_at = Duration::ZERO;
-        Reading { space, stored, reserve: 8 * MIB, missing, quota, taken_at, admitted: 0 }
+        let (reserve, floor) = (8 * MIB, 60 * MIB);
+        Reading { space, stored, reserve, missing, quota, floor, taken_at, admitted: 0 }
     }
 
     #[test]
@@ -408,7 +450,9 @@ mod tests {
         assert_eq!((limited.room(), limited.total()), (i128::from(22 * MIB), 40 * MIB));
         assert!(matches!(limited.refusal(), Error::QuotaReached));
         let over = reading(50 * MIB, 60 * MIB, 0, 40 * MIB);
-        assert!(over.room() < 0);
+        assert!(over.room() < 0 && over.room_for(Need::Grow) < 0);
+        assert_eq!(over.room_for(Need::Free), i128::from(6 * MIB), "what was there may go");
+        assert_eq!(limited.room_for(Need::Keep), i128::from(26 * MIB));
         let full = reading(MIB, 10 * MIB, 0, 40 * MIB);
         assert!(matches!(full.refusal(), Error::NoSpace));
     }

@@ -207,6 +207,40 @@ fn on_a_full_quota_write_itself_fails() {
     write_itself_fails(End::Quota);
 }
 
+/// A collection on a volume that is full to the brim gives back what was removed, and writing goes
+/// on.
+fn collect_when_full(end: End) {
+    let (site, backing) = end.mounted(96);
+    let bytes = 700_000;
+    let (kept, errno) = fill(&site, 0, bytes);
+    assert_eq!(errno, end.errno());
+    assert_eq!(fill_names(&site), end.errno());
+    forget_errors(&site);
+    // Every pack keeps something.
+    let (gone, rest): (Vec<u64>, Vec<u64>) = kept.iter().partition(|&number| number % 3 != 0);
+    for number in &gone {
+        fs::remove_file(site.at(format!("file-{number}"))).unwrap();
+    }
+    site.ok(["gc".as_ref(), site.mountpoint().as_os_str()]);
+    check_files(&site, &rest, bytes);
+    let (more, errno) = fill(&site, 10_000, bytes);
+    assert_eq!(errno, end.errno());
+    assert!(gone.len() / 2 < more.len(), "{} files again, of {}", more.len(), gone.len());
+    check_files(&site, &more, bytes);
+    site.umount_and_check();
+    drop(backing);
+}
+
+#[test]
+fn a_collection_works_on_a_full_disk() {
+    collect_when_full(End::Disk);
+}
+
+#[test]
+fn a_collection_works_at_the_quota() {
+    collect_when_full(End::Quota);
+}
+
 /// Others take the last byte while files are written and committed, and give it back, again and
 /// again: each fsync tells the truth, and it goes on whenever there is room.
 #[test]
