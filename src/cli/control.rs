@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use super::runtime;
+use super::snapshot::{Told, Wanted};
 use crate::check;
 use crate::fuse::mountinfo::MountEntry;
 use crate::volume::Status;
@@ -41,7 +42,7 @@ use crate::volume::Status;
 /// Name of the socket in the volume's directory.
 const SOCKET: &str = "control.sock";
 /// Longest line of a request, bytes.
-const REQUEST_BYTES_MAX: u64 = 4096;
+const REQUEST_BYTES_MAX: u64 = 32_768;
 /// Connections served at a time; more are turned away.
 const CONNECTIONS_MAX: usize = 32;
 /// How long the daemon waits for the line of a request.
@@ -75,6 +76,11 @@ pub enum Request {
     },
     /// What is known of the last check, or of the one under way.
     CheckFigures,
+    /// Make, show, delete or restore snapshots.
+    Snapshot {
+        /// What exactly.
+        wanted: Wanted,
+    },
     /// End the check under way.
     CheckStop,
     /// The kernel has changed its flags: follow them, and make durable what it has handed over.
@@ -91,6 +97,11 @@ pub enum Answer {
     Place(Place),
     /// What is known of a check.
     Check(Box<check::Figures>),
+    /// About snapshots.
+    Snapshot {
+        /// What exactly.
+        told: Box<Told>,
+    },
     /// It will be done; another answer follows.
     Waiting,
     /// It is done.
@@ -507,7 +518,7 @@ mod tests {
     #[test]
     fn what_is_no_line_is_refused() {
         let (one, other) = UnixStream::pair().unwrap();
-        (&one).write_all(&[b'x'; 8192]).unwrap();
+        (&one).write_all(&[b'x'; 65_536]).unwrap();
         assert!(receive::<Request>(&other, REQUEST_BYTES_MAX).is_err());
         let (one, other) = UnixStream::pair().unwrap();
         (&one).write_all(b"{\"request\":\"format\"}\n").unwrap();

@@ -22,6 +22,7 @@ mod remount;
 mod repair;
 mod runtime;
 mod service;
+mod snapshot;
 mod status;
 mod sync;
 mod umount;
@@ -63,6 +64,8 @@ enum Command {
     Sync(sync::Arguments),
     /// Show what a volume holds, and the space that it saves
     Status(status::Arguments),
+    /// Keep what a volume is now, see and bring back what it was
+    Snapshot(snapshot::Arguments),
     /// Verify a volume that is not mounted
     Check(check::Arguments),
     /// Print the root of a file
@@ -103,6 +106,7 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Umount(arguments) => umount::run(arguments),
         Command::Sync(arguments) => sync::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Snapshot(arguments) => snapshot::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Hash(arguments) => hash::run(arguments),
     }
@@ -141,6 +145,13 @@ mod tests {
             "pyramidfs status /v --json",
             "pyramidfs check /v --read-data --json",
             "pyramidfs hash - --profile swarm",
+            "pyramidfs snapshot create /m before",
+            "pyramidfs snapshot list /v --json",
+            "pyramidfs snapshot delete /m before",
+            "pyramidfs snapshot diff /m before after --json",
+            "pyramidfs snapshot diff /m before",
+            "pyramidfs snapshot restore /m before /some/path",
+            "pyramidfs mount /v /m -o snapshot=before,snapshots=hourly:24+daily:7",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }

@@ -6,14 +6,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use super::control::{Answer, CheckSummary, Figures, Place, Request, Server};
 use super::error::Error;
 use super::options::{self, Options};
-use super::place;
+use super::{place, snapshot};
 use crate::check::{Schedule, Scrub};
 use crate::fuse::{self, Mounted, Settings, chain};
 use crate::sys::real::RealClock;
-use crate::volume::{Atime, Current, OpenOptions, Status};
+use crate::volume::{Atime, Current, Keeper, OpenOptions, Status};
 
 /// A mount that is served, as other commands see it.
 pub struct Service {
@@ -23,6 +25,8 @@ pub struct Service {
     options: Options,
     mount: OnceLock<Arc<Mounted>>,
     checks: Scrub,
+    /// Makes snapshots by itself, if that was asked for.
+    keeper: Mutex<Option<Keeper>>,
 }
 
 impl Service {
@@ -50,12 +54,21 @@ impl Service {
         };
         let checks = Scrub::start(&volume, Arc::new(RealClock::new()), schedule);
         let checks = checks.map_err(Error::Daemon)?;
-        Ok(Service { volume, path, options, mount: OnceLock::new(), checks })
+        Ok(Service {
+            volume,
+            path,
+            options,
+            mount: OnceLock::new(),
+            checks,
+            keeper: Mutex::default(),
+        })
     }
 
-    /// Ends a check that is under way: to be called before the volume is closed.
-    pub fn stop_checks(&self) {
+    /// Ends a check that is under way, and the making of snapshots: to be called before the volume
+    /// is closed.
+    pub fn stop_background(&self) {
         self.checks.stop();
+        drop(self.keeper.lock().take());
     }
 
     /// The volume.
@@ -81,9 +94,37 @@ impl Service {
     /// Answers those who come by the mount as well.
     pub fn mounted(&self, mount: &Arc<Mounted>, server: &Server) {
         let mount = self.mount.get_or_init(|| Arc::clone(mount));
+        self.keep_snapshots(mount);
         let Some(device) = mount.device() else { return };
         if let Err(error) = server.open_for_mount(device) {
             tracing::info!("no socket in the runtime directory: {error}");
+        }
+    }
+
+    /// Starts the thread that makes snapshots, if a policy says so.
+    fn keep_snapshots(&self, mount: &Mounted) {
+        let Some(policy) = self.options.snapshots else { return };
+        let mountpoint = mount.mountpoint().to_owned();
+        let before = move || {
+            if let Err(error) = snapshot::hand_over(&mountpoint) {
+                tracing::warn!("the kernel may hold what the snapshot lacks: {}", error.line());
+            }
+        };
+        match Keeper::start(&self.volume, Arc::new(RealClock::new()), policy, before) {
+            Ok(keeper) => *self.keeper.lock() = Some(keeper),
+            Err(error) => tracing::error!("no snapshots are made: {error}"),
+        }
+    }
+
+    fn snapshot(&self, wanted: &snapshot::Wanted) -> Answer {
+        let done = snapshot::act(&self.volume, wanted.clone(), &mut |dir, name| {
+            if let Some(mount) = self.mount.get() {
+                mount.renew(dir, name);
+            }
+        });
+        match done {
+            Ok(told) => Answer::Snapshot { told: Box::new(told) },
+            Err(error) => Answer::Failed { why: chain(&error) },
         }
     }
 
@@ -103,6 +144,7 @@ impl Service {
                 return Answer::Check(Box::new(self.checks.ask(*read_data, *rate_bytes)));
             }
             Request::CheckFigures => return Answer::Check(Box::new(self.checks.figures())),
+            Request::Snapshot { wanted } => return self.snapshot(wanted),
             Request::CheckStop => {
                 self.checks.cancel();
                 Ok(())
@@ -144,6 +186,9 @@ impl Service {
     fn remount(&self, server: &Server, list: &str) -> Result<(), String> {
         let asked = options::parse(list)?;
         self.options.refuse_changes(&asked)?;
+        if self.options.snapshot.is_some() && asked.read_only == Some(false) {
+            return Err("a snapshot is mounted, which cannot be written to".to_owned());
+        }
         if asked.read_only == Some(false) && !self.volume.is_writable() {
             self.make_writable(server).map_err(|error| error.line())?;
             tracing::info!("{} is open for writing from here on", self.path.display());
