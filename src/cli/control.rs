@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use super::runtime;
+use super::snapshot::{Told, Wanted};
 use crate::check;
 use crate::fuse::mountinfo::MountEntry;
 use crate::volume::{CollectFigures, Named, Status, Usage};
@@ -75,6 +76,11 @@ pub enum Request {
     },
     /// What is known of the last check, or of the one under way.
     CheckFigures,
+    /// Make, show, delete or restore snapshots.
+    Snapshot {
+        /// What exactly.
+        wanted: Wanted,
+    },
     /// End the check under way.
     CheckStop,
     /// Collect, or join the collection under way.
@@ -115,6 +121,11 @@ pub enum Answer {
         done: u64,
         /// Of so much.
         total: u64,
+    },
+    /// About snapshots.
+    Snapshot {
+        /// What exactly.
+        told: Box<Told>,
     },
     /// It will be done; another answer follows.
     Waiting,

@@ -82,6 +82,10 @@ pub fn serve(arguments: &Arguments, ready: impl FnOnce() -> io::Result<()>) -> O
     let path = std::path::absolute(&arguments.volume).map_err(failed)?;
     let mountpoint = place::prepare_mountpoint(arguments.mountpoint()?, &path)?;
     let volume = open(&path, &options, arguments.create)?;
+    if let Some(name) = &options.snapshot {
+        let no = |_| Error::NoSnapshot { volume: path.clone(), name: name.clone() };
+        volume.show_snapshot(name.as_bytes()).map_err(no)?;
+    }
     for finding in volume.findings() {
         tracing::warn!("{}: {finding:?}", path.display());
     }
@@ -129,7 +133,7 @@ fn run(
     }
     tracing::info!("{} is mounted on {}", path.display(), settings.mountpoint.display());
     wait(&events, volume);
-    service.stop_checks();
+    service.stop_background();
     Ok(close(volume, path, &server))
 }
 

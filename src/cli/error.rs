@@ -73,6 +73,12 @@ pub enum Error {
     /// No volume of ours is mounted there.
     #[error("no pyramidfs volume is mounted on {}", .0.display())]
     NotMounted(PathBuf),
+    /// No such snapshot.
+    #[error(
+        "{path} has no snapshot {name:?}: 'pyramidfs snapshot list {path}' names those it has",
+        path = volume.display()
+    )]
+    NoSnapshot { volume: PathBuf, name: String },
     /// Files are open below the mountpoint.
     #[error(
         "{path} is busy: close what is open there ('fuser -vm {path}' lists it) and try again",

@@ -24,6 +24,7 @@ mod remount;
 mod repair;
 mod runtime;
 mod service;
+mod snapshot;
 mod status;
 mod sync;
 mod umount;
@@ -65,6 +66,8 @@ enum Command {
     Sync(sync::Arguments),
     /// Show what a volume holds, and the space that it saves
     Status(status::Arguments),
+    /// Keep what a volume is now, see and bring back what it was
+    Snapshot(snapshot::Arguments),
     /// Verify a volume that is not mounted
     Check(check::Arguments),
     /// Show what files take, and what would be free without them
@@ -109,6 +112,7 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Umount(arguments) => umount::run(arguments),
         Command::Sync(arguments) => sync::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Snapshot(arguments) => snapshot::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Du(arguments) => du::run(arguments),
         Command::Gc(arguments) => gc::run(arguments),
@@ -152,6 +156,13 @@ mod tests {
             "pyramidfs du /m/a /m/b --json",
             "pyramidfs du --volume /v a/b",
             "pyramidfs hash - --profile swarm",
+            "pyramidfs snapshot create /m before",
+            "pyramidfs snapshot list /v --json",
+            "pyramidfs snapshot delete /m before",
+            "pyramidfs snapshot diff /m before after --json",
+            "pyramidfs snapshot diff /m before",
+            "pyramidfs snapshot restore /m before /some/path",
+            "pyramidfs mount /v /m -o snapshot=before,snapshots=hourly:24+daily:7",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }

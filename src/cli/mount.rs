@@ -34,7 +34,8 @@ pub struct Arguments {
     /// Where to mount it: an existing directory
     pub mountpoint: Option<PathBuf>,
     /// Options as in fstab: ro, allow_other, nosuid, nodev, noexec, sync, cache=SIZE,
-    /// index_memory=SIZE, commit=SECONDS, check=TIME, check_rate=SIZE, log=FILE, subtype=none;
+    /// index_memory=SIZE, commit=SECONDS, check=TIME, check_rate=SIZE, log=FILE, subtype=none,
+    /// snapshot=NAME, snapshots=hourly:24+daily:7+weekly:4;
     /// remount,ro and remount,rw
     #[arg(short, value_name = "OPTIONS", value_parser = Given::parse)]
     pub options: Vec<Given>,
@@ -102,6 +103,13 @@ impl Arguments {
             subtype: self.subtype,
             ..Options::default()
         });
+        if all.snapshot.is_some() && !all.remount {
+            if all.read_only == Some(false) {
+                let what = "a snapshot cannot be written to: leave out 'rw'";
+                return Err(Error::Usage(what.to_owned()));
+            }
+            all.read_only = Some(true);
+        }
         Ok(all)
     }
 

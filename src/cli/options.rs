@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::fuse::Change;
-use crate::volume::Atime;
+use crate::volume::{Atime, Policy};
 
 /// Least memory for a cache, bytes: less would not hold what one request needs.
 const MEMORY_BYTES_MIN: u64 = 1 << 20;
@@ -86,6 +86,10 @@ pub struct Options {
     pub quota_bytes: Option<u64>,
     /// `gc` or `nogc`: whether space of deleted data comes back by itself.
     pub collects: Option<bool>,
+    /// `snapshot=NAME`: that one alone is mounted, for reading.
+    pub snapshot: Option<String>,
+    /// `snapshots=hourly:24+daily:7+weekly:4`: made by themselves, and so many are kept.
+    pub snapshots: Option<Policy>,
     /// `log=FILE`.
     pub log: Option<PathBuf>,
     /// `subtype=pyramidfs` or `subtype=none`: the type in mountinfo, with or without a name.
@@ -116,6 +120,8 @@ impl Options {
         self.check_rate_bytes = other.check_rate_bytes.or(self.check_rate_bytes);
         self.quota_bytes = other.quota_bytes.or(self.quota_bytes);
         self.collects = other.collects.or(self.collects);
+        self.snapshot = other.snapshot.clone().or(self.snapshot.take());
+        self.snapshots = other.snapshots.or(self.snapshots);
         self.log = other.log.clone().or(self.log.take());
         self.subtype = other.subtype.or(self.subtype);
         self.remount |= other.remount;
@@ -157,6 +163,8 @@ impl Options {
             ("check", differs(&self.check_interval, &asked.check_interval)),
             ("check_rate", differs(&self.check_rate_bytes, &asked.check_rate_bytes)),
             ("gc", differs(&self.collects, &asked.collects)),
+            ("snapshot", differs(&self.snapshot, &asked.snapshot)),
+            ("snapshots", differs(&self.snapshots, &asked.snapshots)),
             ("log", differs(&self.log, &asked.log)),
             ("subtype", differs(&self.subtype, &asked.subtype)),
             ("allow_other", asked.allow_other && !self.allow_other),
@@ -201,7 +209,7 @@ impl Options {
             "" => {}
             _ if is_ignored(word) => {}
             "cache" | "index_memory" | "commit" | "check" | "check_rate" | "quota" | "log"
-            | "subtype" => {
+            | "subtype" | "snapshot" | "snapshots" => {
                 return Err(format!("option '{word}' needs a value: '{word}=…'"));
             }
             _ => self.unknown = self.unknown.take().or(Some(word.to_owned())),
@@ -217,6 +225,9 @@ impl Options {
             "check" => self.check_interval = Some(parse_time(value)?),
             "check_rate" => self.check_rate_bytes = Some(parse_rate(value)?),
             "quota" => self.quota_bytes = Some(parse_quota(value)?),
+            "snapshot" if value.is_empty() => return Err("'snapshot=' needs a name".to_owned()),
+            "snapshot" => self.snapshot = Some(value.to_owned()),
+            "snapshots" => self.snapshots = Some(Policy::parse(value)?),
             "log" if value.is_empty() => return Err("'log=' needs a file".to_owned()),
             "log" => self.log = Some(PathBuf::from(value)),
             "subtype" => self.subtype = Some(parse_subtype(value)?),
@@ -311,7 +322,7 @@ mod tests {
         let options = parse(
             "ro,allow_other,nosuid,nodev,noexec,sync,cache=64MiB,index_memory=1GiB,commit=30,log=/l,\
              subtype=none,strictatime,nodiratime,check=30d,check_rate=0,quota=1GiB,\
-             nogc",
+             nogc,snapshot=s,snapshots=daily:7",
         );
         let expected = Options {
             read_only: Some(true),
@@ -331,6 +342,8 @@ mod tests {
             collects: Some(false),
             log: Some(PathBuf::from("/l")),
             subtype: Some(false),
+            snapshot: Some("s".to_owned()),
+            snapshots: Policy::parse("daily:7").ok(),
             ..Options::default()
         };
         assert_eq!(options, Ok(expected));

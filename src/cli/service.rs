@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use super::control::{Answer, CheckSummary, Figures, Place, Request, Server};
 use super::error::Error;
 use super::options::{self, Options};
-use super::place;
+use super::{place, snapshot};
 use crate::check::{Schedule, Scrub};
 use crate::fuse::{self, Mounted, Settings, chain};
 use crate::sys::real::RealClock;
-use crate::volume::{Atime, Collect, Current, Named, OpenOptions, Status};
+use crate::volume::{Atime, Collect, Current, Keeper, Named, OpenOptions, Status};
 
 /// A mount that is served, as other commands see it.
 pub struct Service {
@@ -33,6 +33,8 @@ pub struct Service {
     usage_walk: Mutex<()>,
     /// How far that is, and of how much.
     usage_progress: [AtomicU64; 2],
+    /// Makes snapshots by itself, if that was asked for.
+    keeper: Mutex<Option<Keeper>>,
 }
 
 impl Service {
@@ -71,12 +73,15 @@ impl Service {
             quota_bytes,
             usage_walk: Mutex::default(),
             usage_progress: Default::default(),
+            keeper: Mutex::default(),
         })
     }
 
-    /// Ends a check that is under way: to be called before the volume is closed.
-    pub fn stop_checks(&self) {
+    /// Ends a check that is under way, and the making of snapshots: to be called before the volume
+    /// is closed.
+    pub fn stop_background(&self) {
         self.checks.stop();
+        drop(self.keeper.lock().take());
     }
 
     /// The volume.
@@ -102,9 +107,37 @@ impl Service {
     /// Answers those who come by the mount as well.
     pub fn mounted(&self, mount: &Arc<Mounted>, server: &Server) {
         let mount = self.mount.get_or_init(|| Arc::clone(mount));
+        self.keep_snapshots(mount);
         let Some(device) = mount.device() else { return };
         if let Err(error) = server.open_for_mount(device) {
             tracing::info!("no socket in the runtime directory: {error}");
+        }
+    }
+
+    /// Starts the thread that makes snapshots, if a policy says so.
+    fn keep_snapshots(&self, mount: &Mounted) {
+        let Some(policy) = self.options.snapshots else { return };
+        let mountpoint = mount.mountpoint().to_owned();
+        let before = move || {
+            if let Err(error) = snapshot::hand_over(&mountpoint) {
+                tracing::warn!("the kernel may hold what the snapshot lacks: {}", error.line());
+            }
+        };
+        match Keeper::start(&self.volume, Arc::new(RealClock::new()), policy, before) {
+            Ok(keeper) => *self.keeper.lock() = Some(keeper),
+            Err(error) => tracing::error!("no snapshots are made: {error}"),
+        }
+    }
+
+    fn snapshot(&self, wanted: &snapshot::Wanted) -> Answer {
+        let done = snapshot::act(&self.volume, wanted.clone(), &mut |dir, name| {
+            if let Some(mount) = self.mount.get() {
+                mount.renew(dir, name);
+            }
+        });
+        match done {
+            Ok(told) => Answer::Snapshot { told: Box::new(told) },
+            Err(error) => Answer::Failed { why: chain(&error) },
         }
     }
 
@@ -134,6 +167,7 @@ impl Service {
             Request::CollectFigures => {
                 return Answer::Collect(Box::new(self.volume.collect_figures()));
             }
+            Request::Snapshot { wanted } => return self.snapshot(wanted),
             Request::CheckStop => {
                 self.checks.cancel();
                 Ok(())
@@ -196,6 +230,9 @@ impl Service {
     fn remount(&self, server: &Server, list: &str) -> Result<(), String> {
         let asked = options::parse(list)?;
         self.options.refuse_changes(&asked)?;
+        if self.options.snapshot.is_some() && asked.read_only == Some(false) {
+            return Err("a snapshot is mounted, which cannot be written to".to_owned());
+        }
         if let Some(bytes) = asked.quota_bytes {
             self.quota_bytes.store(bytes, Ordering::Relaxed);
             self.volume.set_quota(bytes);

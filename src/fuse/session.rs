@@ -14,10 +14,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::unistd::{getegid, geteuid};
@@ -26,6 +26,7 @@ use super::adapter::Adapter;
 use super::mountinfo::{MountEntry, has_word};
 use super::workers::Workers;
 use super::{fusermount, kernel, mountinfo};
+use crate::meta::Ino;
 use crate::volume::{Atime, Current};
 
 /// Threads that read requests. Two keep both cores of a small machine busy; with four, two may be
@@ -115,6 +116,7 @@ pub enum MountError {
 pub struct Mounted {
     mountpoint: PathBuf,
     device: Option<String>,
+    kernel: Arc<OnceLock<Notifier>>,
 }
 
 impl Mounted {
@@ -126,6 +128,24 @@ impl Mounted {
     /// Its device number, which no other mount has as long as it is there.
     pub fn device(&self) -> Option<&str> {
         self.device.as_deref()
+    }
+
+    /// Has the kernel forget a name, what it leads to, and what it remembers of its directory.
+    /// To be called with no locks held: the kernel may be in the middle of asking about them.
+    pub fn renew(&self, dir: Ino, name: &[u8]) {
+        let Some(kernel) = self.kernel.get() else { return };
+        let dir = INodeNo(dir.0);
+        let forgotten = kernel
+            .inval_entry(dir, OsStr::from_bytes(name))
+            .and_then(|()| kernel.inval_inode(dir, 0, 0));
+        match forgotten {
+            // It did not know the name.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let _ = kernel.inval_inode(dir, 0, 0);
+            }
+            Err(error) => tracing::warn!("the kernel remembers an old name: {error}"),
+            Ok(()) => {}
+        }
     }
 
     /// Whether the topmost mount on the mountpoint is still this one.
@@ -150,7 +170,7 @@ pub fn mount(
 ) -> Result<Mounted, MountError> {
     let start = |count| Workers::start(count).map_err(|source| MountError::Thread { source });
     let adapter = Adapter::new(volume, start(WAITING_THREADS)?, start(ASKING_THREADS)?);
-    let connection = connect(settings)?;
+    let (kernel, connection) = (adapter.kernel(), connect(settings)?);
     // From here on there is a mount that must go when something fails.
     let served = serve(adapter, connection, settings, ended);
     if served.is_err() {
@@ -162,7 +182,7 @@ pub fn mount(
         Some(device) => kernel::raise_limits(device),
         None => tracing::info!("the mount is not in mountinfo: its write-back limits stay low"),
     }
-    Ok(Mounted { mountpoint: settings.mountpoint.clone(), device })
+    Ok(Mounted { mountpoint: settings.mountpoint.clone(), device, kernel })
 }
 
 /// How hard to unmount.
