@@ -526,7 +526,8 @@ impl Index {
 
 /// Returns from which location on a run's entries are taken in, when there is room for `room`.
 fn cutoff_for(head: &RunHead, room: u64) -> u64 {
-    if head.entries <= room {
+    // Without room, what lies in front of an empty run is left out, too.
+    if 0 < room && head.entries <= room {
         return 0;
     }
     // As if chunks were evenly spread over packs, with a tenth to spare.
