@@ -414,7 +414,6 @@ impl<'a> Entries<'a> {
             next_ino: self.counters.next_ino.max(highest + 1),
             files: self.inodes.len() as u64,
             logical_bytes: self.contents.values().map(|content| content.filled).sum(),
-            ..self.counters
         };
         if counters != self.counters {
             self.lines.push(format!(

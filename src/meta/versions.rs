@@ -25,7 +25,7 @@ use crate::meta::codec::Reader;
 use crate::meta::error::{CodecError, Result};
 use crate::meta::groups::{Entries, Part};
 use crate::meta::key::{Key, KeyRange, VERSIONED, behind_versions, versions_from};
-use crate::meta::layers::{Batch, Below};
+use crate::meta::layers::{Batch, Below, Living};
 use crate::meta::value::{Content, Counters, Inode, NameEntry, Snapshot};
 use crate::meta::{Meta, Reading, SCAN_FIRST, SCAN_MAX, Visitor};
 
@@ -381,7 +381,7 @@ impl SnapshotView<'_> {
                 let Some((key, value)) = live.next() else { continue };
                 if is_seen(key, value, self.snapshot) { each(key, value) } else { continue }
             } else {
-                let Some((key, value)) = std::mem::replace(&mut next, None) else { continue };
+                let Some((key, value)) = next.take() else { continue };
                 next = versions.next()?;
                 match self.seen_version(&key, &value) {
                     Some(value) => each(&key, &value),
@@ -395,13 +395,16 @@ impl SnapshotView<'_> {
     }
 }
 
+/// A live key, and the value of its version.
+type Found = (Vec<u8>, Arc<[u8]>);
+
 /// The versions that a snapshot finds in a range, one of each key, by ascending key.
 struct Versions<'a> {
     view: &'a SnapshotView<'a>,
     /// The next to be read; none when all were.
     from: Option<Bound<Vec<u8>>>,
     end: Vec<u8>,
-    read: std::vec::IntoIter<(Arc<[u8]>, Arc<[u8]>)>,
+    read: std::vec::IntoIter<Living>,
     /// The key whose version was found last.
     last: Vec<u8>,
 }
@@ -413,7 +416,7 @@ impl<'a> Versions<'a> {
     }
 
     /// The next live key, and the value of its version.
-    fn next(&mut self) -> Result<Option<(Vec<u8>, Arc<[u8]>)>> {
+    fn next(&mut self) -> Result<Option<Found>> {
         loop {
             for (key, value) in self.read.by_ref() {
                 let Ok(Key::Version { live, end }) = Key::decode(&key) else { continue };

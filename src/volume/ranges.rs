@@ -67,7 +67,11 @@ impl Volume {
         wait: Wait,
     ) -> Result<u64, Error> {
         self.begin_change(wait)?;
-        let copied = length.min(self.inode(from)?.size.saturating_sub(from_offset));
+        let source = match self.old_content(from) {
+            Some(old) => old?.0,
+            None => self.inode(from)?,
+        };
+        let copied = length.min(source.size.saturating_sub(from_offset));
         let size = self.inode(to)?.size.max(to_offset.saturating_add(copied));
         let cost = self.charges.copy((from_offset, to_offset), copied, size);
         let _admitted = self.admit(Need::Grow, cost, wait)?;

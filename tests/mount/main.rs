@@ -31,6 +31,7 @@ mod rights;
 mod second_lives;
 mod semantics;
 mod shared;
+mod snapshots;
 mod users;
 mod writers;
 mod xattrs;

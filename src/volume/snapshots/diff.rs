@@ -55,6 +55,9 @@ pub struct Difference {
 /// Is shown each difference, and says whether to go on.
 pub type EachDifference<'a> = dyn FnMut(Difference) -> ControlFlow<()> + 'a;
 
+/// Compares one name of a directory.
+type EachName<'a, D> = dyn FnMut(&mut D, &[u8], Ino) -> Result<(), Error> + 'a;
+
 /// A directory on both sides; missing on one, all in it differs.
 struct Pair {
     path: Vec<u8>,
@@ -134,7 +137,7 @@ impl Diff<'_, '_> {
         &mut self,
         side: &dyn Reading,
         dir: Ino,
-        each: &mut dyn FnMut(&mut Self, &[u8], Ino) -> Result<(), Error>,
+        each: &mut EachName<'_, Self>,
     ) -> Result<(), Error> {
         let mut from = Cookie(0);
         loop {

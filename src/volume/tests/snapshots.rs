@@ -494,3 +494,35 @@ fn what_is_replaced_stays_as_long_as_it_is_used() {
     assert!(matches!(volume.getattr(dir), Err(Error::Stale)));
     assert_clean(&bench.disk, &bench.clock, false, "forgotten");
 }
+
+#[test]
+fn a_policy_is_kept_to_over_days_and_remounts() {
+    let mut bench = furnished();
+    bench.volume.snapshot_create(b"by hand").unwrap();
+    let policy = Policy::parse("hourly:3+daily:2").unwrap();
+    let mut handed_over = 0;
+    for hour in 0..60 {
+        bench.clock.advance(std::time::Duration::from_secs(3600));
+        let count = std::cell::Cell::new(0);
+        for _ in 0..2 {
+            bench.volume.keep_snapshots(&policy, &|| count.set(count.get() + 1)).unwrap();
+        }
+        assert_eq!(count.get(), 1, "hour {hour}");
+        handed_over += count.get();
+        if hour % 20 == 7 {
+            bench.reopen();
+        }
+    }
+    assert_eq!(handed_over, 60);
+    let now = bench.volume.now().secs;
+    let names: Vec<String> = bench
+        .volume
+        .snapshots()
+        .into_iter()
+        .map(|info| String::from_utf8(info.name).unwrap())
+        .collect();
+    assert_eq!(names.len(), 6, "{names:?}");
+    assert_eq!(names[0], "by hand");
+    let newest = format!("hourly-{}", utc(now.div_euclid(3600) * 3600));
+    assert!(names.contains(&newest), "{names:?}");
+}
