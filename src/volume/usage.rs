@@ -53,6 +53,9 @@ pub struct Usage {
 /// Is told how far the walk is, of how many files, and says whether to go on.
 pub type UsageStep<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;
 
+/// Is shown a root, and whose content it is now.
+type EachRoot<'a> = dyn FnMut(Option<Ino>, &Content) -> Result<(), Error> + 'a;
+
 /// What is below the names.
 #[derive(Default)]
 struct Below {
@@ -226,7 +229,7 @@ impl Volume {
         &self,
         frozen: &Frozen,
         step: &mut UsageStep<'_>,
-        each: &mut dyn FnMut(Option<Ino>, &Content) -> Result<(), Error>,
+        each: &mut EachRoot<'_>,
     ) -> Result<(), Error> {
         let total = self.counters.lock().files;
         let (mut done, mut failed) = (0, None);

@@ -116,9 +116,9 @@ fn nothing_takes_more_than_was_promised() {
 }
 
 /// Writes files until one is refused; returns how many there are, and the refusal.
-fn fill(volume: &Volume, size: usize) -> (u64, Error) {
+fn fill(volume: &Volume, prefix: &str, size: usize) -> (u64, Error) {
     for number in 0..100_000 {
-        let done = make(volume, &format!("fill-{number}"))
+        let done = make(volume, &format!("{prefix}-{number}"))
             .and_then(|ino| volume.write(ino, 0, &noise(number, size), false, Wait::Yes));
         if let Err(error) = done {
             return (number, error);
@@ -163,7 +163,7 @@ fn a_quota_ends_writing_and_nothing_else() {
     let limited = OpenOptions { quota_bytes: Some(quota), ..options() };
     let volume = open(&disk, &clock, limited);
     assert_eq!(volume.statfs().unwrap().total_bytes, quota);
-    let (count, error) = fill(&volume, 50_000);
+    let (count, error) = fill(&volume, "fill", 50_000);
     assert!(matches!(error, Error::QuotaReached), "{error}");
     volume.sync().unwrap();
     let (full, space) = (stored(&volume), volume.statfs().unwrap());
@@ -172,7 +172,7 @@ fn a_quota_ends_writing_and_nothing_else() {
     give_back(&volume, count, "quota");
     assert!(stored(&volume) < quota);
     // Until its space is collected what was removed counts.
-    let (_, error) = fill(&volume, 1 << 20);
+    let (_, error) = fill(&volume, "more", 1 << 20);
     assert!(matches!(error, Error::QuotaReached), "{error}");
     volume.set_quota(quota + (8 << 20));
     let ino = make(&volume, "new").unwrap();
@@ -193,7 +193,7 @@ fn what_gives_space_back_works_on_a_disk_that_others_filled() {
     create(&disk, &clock);
     disk.set_space(32 << 20);
     let volume = open(&disk, &clock, options());
-    let (count, error) = fill(&volume, 50_000);
+    let (count, error) = fill(&volume, "fill", 50_000);
     assert!(matches!(error, Error::NoSpace), "{error}");
     volume.sync().unwrap();
     let reserve = volume.space.reserve.bytes();
@@ -224,7 +224,7 @@ fn many_small_changes_on_a_full_volume_leave_room_for_deletions() {
     create(&disk, &clock);
     disk.set_space(24 << 20);
     let volume = open(&disk, &clock, options());
-    let (count, _) = fill(&volume, 50_000);
+    let (count, _) = fill(&volume, "fill", 50_000);
     let mut refused = false;
     'all: for round in 0..100_000u32 {
         for number in 0..count.min(50) {
@@ -264,6 +264,11 @@ fn work_within(base: &SimDisk, clock: &SimClock, end: End, room: u64) -> bool {
     let disk = base.crash(Keep::All);
     let before = Files::from([("old".to_owned(), noise(0, 40_000))]);
     if let End::Disk = end {
+        // What others have there makes it large enough for a reserve, which is there already.
+        let others = disk.open("others", crate::sys::Access::CreateNew).unwrap();
+        others.allocate(12 << 20).unwrap();
+        let reserve = disk.open("reserve", crate::sys::Access::Write).unwrap();
+        reserve.set_len(768 << 10).unwrap();
         disk.set_space(disk.used_bytes().unwrap() + room);
     }
     let volume = open(&disk, clock, small());
