@@ -51,6 +51,13 @@ const BUSY_WINDOW: Duration = Duration::from_millis(250);
 const LEARNT_MIN: u64 = 50_000;
 const MILLION: u64 = 1_000_000;
 
+/// Garbage that is worth waiting for when there is no room.
+const RECLAIM_BYTES_MIN: u64 = 2 << 20;
+/// How long that may take.
+const RECLAIM_WAIT: Duration = Duration::from_secs(90);
+/// How often is looked whether it is over.
+const RECLAIM_STEP: Duration = Duration::from_millis(20);
+
 /// How a run is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Collect {
@@ -197,6 +204,33 @@ impl Volume {
         self.collector.state.lock().hurried |= ask.urgent;
         self.collector.changed.notify_all();
         figures.clone()
+    }
+
+    /// Whether a collection is likely to give so many bytes back.
+    pub(super) fn may_reclaim(&self, bytes: u64) -> bool {
+        self.options.background
+            && self.collects_by_itself()
+            && bytes.max(RECLAIM_BYTES_MIN) <= self.garbage_estimate()
+    }
+
+    /// Has a collection run, and waits for it; says whether it gave anything back.
+    pub(super) fn reclaim(&self) -> bool {
+        let freed = || self.counters.lock().collection.freed_bytes;
+        let (before, began) = (freed(), self.clock.monotonic());
+        self.ask_to_collect(Collect { dry_run: false, urgent: true });
+        let collector = &self.collector;
+        while collector.figures.lock().running {
+            let mut state = collector.state.lock();
+            if state.stopped {
+                break;
+            }
+            collector.changed.wait_for(&mut state, RECLAIM_STEP);
+            drop(state);
+            if RECLAIM_WAIT < self.clock.monotonic().saturating_sub(began) {
+                break;
+            }
+        }
+        before < freed()
     }
 
     /// What is known of the last collection, or of the one under way.

@@ -240,7 +240,7 @@ impl Volume {
         // has the reserve for that.
         let slack = if need == Need::Grow { SLACK_BYTES } else { 0 };
         let needed = bytes.saturating_add(slack);
-        let mut settled = false;
+        let (mut settled, mut refused_before) = (false, false);
         loop {
             let reading = self.reading(bytes, wait)?;
             let room = reading.room_for(need);
@@ -255,7 +255,16 @@ impl Volume {
             }
             drop(state);
             if room < i128::from(needed) || promised == 0 || settled {
-                return Err(reading.refusal());
+                // What is garbage may make room: whoever may wait is not refused for it.
+                if refused_before || need != Need::Grow || !self.may_reclaim(needed) {
+                    return Err(reading.refusal());
+                }
+                if wait == Wait::No {
+                    return Err(Error::WouldWait);
+                }
+                refused_before = !self.reclaim();
+                settled = false;
+                continue;
             }
             if wait == Wait::No {
                 return Err(Error::WouldWait);

@@ -83,6 +83,7 @@ impl Volume {
         each: &mut EachDifference<'_>,
     ) -> Result<(), Error> {
         let _used = self.snapshots.in_use.read();
+        let _visit = self.store.visit();
         let old = self.meta.at(self.snapshot(from)?.number).ok_or(Error::NotFound)?;
         let snapshot = match to {
             Some(name) => Some(self.meta.at(self.snapshot(name)?.number).ok_or(Error::NotFound)?),
