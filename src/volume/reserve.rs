@@ -1,8 +1,8 @@
 //! The reserve: room on the filesystem below that is taken ahead and held by a file.
 //!
 //! Owns the file `reserve` in the volume's directory. It is given up piece by piece when something
-//! that was accepted finds no room, so that the pending commit, deletions and a collection can still
-//! be stored; and made again when there is room.
+//! that was accepted finds no room, so that the pending commit, deletions and a collection can
+//! still be stored; and made again when there is room.
 //!
 //! Invariants: (1) nothing waits for it, and its failure harms nothing: without one the volume
 //! works until its filesystem is full; (2) it holds no bytes that anybody reads.

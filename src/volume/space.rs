@@ -9,8 +9,8 @@
 //! only when the group that it went into is durable; (4) what gives space back may use most of the
 //! reserve, a collection the rest.
 //!
-//! Absent on purpose: whether something is really stored: what the filesystem below refuses in spite
-//! of all this, a commit meets, and gives the reserve up for it.
+//! Absent on purpose: whether something is really stored: what the filesystem below refuses in
+//! spite of all this, a commit meets, and gives the reserve up for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -421,8 +421,8 @@ impl Volume {
     }
 }
 
-/// Packs for a volume: at most a part of what can be filled, as a collection appends the living part
-/// of one anew before it drops it.
+/// Packs for a volume: at most a part of what can be filled, as a collection appends the living
+/// part of one anew before it drops it.
 pub(super) fn pack_bytes(disk: &dyn sys::Disk, options: &OpenOptions) -> u64 {
     let total = disk.space().map_or(u64::MAX, |space| space.total_bytes);
     let total = options.quota_bytes.map_or(total, |quota| quota.min(total));

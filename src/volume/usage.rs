@@ -1,7 +1,7 @@
 //! What files take, and what would be free without them.
 //!
-//! Owns the walk for `du`: the inodes below some names, then all roots of the volume: first of those
-//! that stay, then of those that would go. What only the latter lead to is theirs alone.
+//! Owns the walk for `du`: the inodes below some names, then all roots of the volume: first of
+//! those that stay, then of those that would go. What only the latter lead to is theirs alone.
 //!
 //! Invariants: (1) all is told of one moment, a commit; (2) an inode with a name elsewhere stays,
 //! and so does what an older version of a file holds for a snapshot; (3) no collection runs

@@ -1,5 +1,5 @@
-//! A filesystem below the volume that fills up, and a quota that is reached: in the middle of writes
-//! and of commits.
+//! A filesystem below the volume that fills up, and a quota that is reached: in the middle of
+//! writes and of commits.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -54,7 +54,7 @@ fn forget_errors(site: &Site) {
     let _ = Command::new("sync").arg("--file-system").arg(site.mountpoint()).output();
 }
 
-/// Writes whole files until one is refused; those that an fsync acknowledged are returned by number.
+/// Writes whole files until one is refused; returns those that an fsync acknowledged, by number.
 fn fill(site: &Site, from: u64, bytes: usize) -> (Vec<u64>, i32) {
     let mut kept = Vec::new();
     for number in from..from + 10_000 {
