@@ -207,7 +207,11 @@ fn many_work_while_one_collects() {
             }
             while !over.load(Ordering::Acquire) {
                 forest
-                    .collect(if forest.store.stats().sequence % 3 == 0 { ALL } else { ANY })
+                    .collect(if forest.store.stats().sequence.is_multiple_of(3) {
+                        ALL
+                    } else {
+                        ANY
+                    })
                     .unwrap();
             }
         });
