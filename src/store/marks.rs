@@ -6,9 +6,9 @@
 //!
 //! Invariants: (1) a tree is walked once, however many share it; (2) what is marked stays marked;
 //! (3) where it is not certain that a chunk lies in a place, too much is marked rather than too
-//! little; (4) of several places of one chunk in sealed packs the newest good one is marked, so that
-//! the others are found to be garbage; one in a pack that still grows counts only when there is no
-//! other, as it may not be durable yet.
+//! little; (4) of several places of one chunk in sealed packs the newest good one is marked, so
+//! that the others are found to be garbage; one in a pack that still grows counts only when there
+//! is no other, as it may not be durable yet.
 //!
 //! Absent on purpose: what follows from a mark (`collect`).
 

@@ -28,13 +28,17 @@ fn any_shape() -> impl Strategy<Value = Shape> {
     prop::collection::vec(numbers, 1..4).prop_map(Shape)
 }
 
+fn any_percent() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0_u64), Just(1), Just(25), Just(60)]
+}
+
 fn any_step() -> impl Strategy<Value = Step> {
     let late = (0..7_usize, 0..10_u64, any_shape());
     prop_oneof![
         6 => (0..10_u64, any_shape()).prop_map(|(name, shape)| Step::Plant(name, shape)),
         4 => (0..10_u64).prop_map(Step::Fell),
         2 => Just(Step::Commit),
-        4 => (prop_oneof![Just(0_u64), Just(1), Just(25), Just(60)], prop::collection::vec(late, 0..4))
+        4 => (any_percent(), prop::collection::vec(late, 0..4))
             .prop_map(|(percent, late)| Step::Collect(percent, late)),
         1 => Just(Step::SaveIndex),
         1 => Just(Step::Reopen),
@@ -207,7 +211,11 @@ fn many_work_while_one_collects() {
             }
             while !over.load(Ordering::Acquire) {
                 forest
-                    .collect(if forest.store.stats().sequence % 3 == 0 { ALL } else { ANY })
+                    .collect(if forest.store.stats().sequence.is_multiple_of(3) {
+                        ALL
+                    } else {
+                        ANY
+                    })
                     .unwrap();
             }
         });
