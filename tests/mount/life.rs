@@ -32,6 +32,9 @@ type Blocks = Vec<u64>;
 /// What all files hold.
 type Files = BTreeMap<String, Blocks>;
 
+/// Takes one number of a look.
+type Figure = fn(&Sample) -> u64;
+
 /// One look at the volume.
 struct Sample {
     seconds: f64,
@@ -324,7 +327,7 @@ fn plot(samples: &[Sample], size: u64) -> String {
         )
         .unwrap();
     }
-    let lines: [(&str, &str, fn(&Sample) -> u64); 4] = [
+    let lines: [(&str, &str, Figure); 4] = [
         ("live files", "#2a9d3a", |one| one.live_bytes),
         ("with snapshots", "#1f6fd0", |one| one.held_bytes),
         ("stored", "#e08a00", |one| one.stored_bytes),
