@@ -2,8 +2,9 @@
 //!
 //! Owns keys and values ([`Key`], [`Inode`], ...), the groups of changes and the cut between
 //! them, versions for snapshots, and the checkpoint. Changes live in memory first and are read
-//! from there: a change is in the open group, then in the committing group, then in the committed layer (two parts, one
-//! filling, one being taken in), then in the checkpoint; readers ask in this order.
+//! from there: a change is in the open group, then in the committing group, then in the committed
+//! layer (two parts, one filling, one being taken in), then in the checkpoint; readers ask in this
+//! order.
 //!
 //! Invariants: (1) at most two groups exist, one open and one committing; (2) no cut happens while
 //! a [`Group`] is held; (3) an entry is visible at every moment of its way down; (4) the

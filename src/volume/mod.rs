@@ -12,8 +12,9 @@
 //! before it changes anything, so that it happens whole or not at all; (3) after a failed sync
 //! nothing changes any more, and all can still be read.
 //!
-//! Locks, in this order: those of `snapshots`, `namespace` (for changes of names and of directories' inodes), a node's
-//! `flush`, nodes' `state` by ascending inode number (guards the inode's entry), a group.
+//! Locks, in this order: those of `snapshots`, `namespace` (for changes of names and of
+//! directories' inodes), a node's `flush`, nodes' `state` by ascending inode number (guards the
+//! inode's entry), a group.
 //!
 //! Absent on purpose: FUSE, errno numbers, permissions (the kernel checks them).
 

@@ -26,8 +26,9 @@ fn old(site: &Site, name: &str) -> PathBuf {
 /// Fills the mount with one of each kind, and returns what programs see of all of it.
 fn furnish(site: &Site) {
     let line = "mkdir -p a/b; echo one > a/one; ln a/one a/b/second; ln -s ../one a/b/link; \
-        mkfifo a/fifo; mknod a/null c 1 3; chmod 640 a/one; chown 7:8 a/b; setfattr -n user.x -v 1 a/one; \
-        truncate -s 10M a/hole; echo end >> a/hole; for i in $(seq 300); do echo $i > a/b/n$i; done";
+        mkfifo a/fifo; mknod a/null c 1 3; chmod 640 a/one; chown 7:8 a/b; \
+        setfattr -n user.x -v 1 a/one; truncate -s 10M a/hole; echo end >> a/hole; \
+        for i in $(seq 300); do echo $i > a/b/n$i; done";
     shell(&site.mountpoint(), line);
 }
 
