@@ -36,8 +36,10 @@ const LOW_SPACE_PART: u64 = 8;
 const LOW_SPACE_GARBAGE_MIN: u64 = 4 << 20;
 /// A run that took so long rests so many times as long before the next.
 const REST_FACTOR: u32 = 4;
-/// Live bytes that are moved before a commit makes them durable.
+/// Live bytes that are moved before packs are dropped.
 const BATCH_BYTES: u64 = 64 << 20;
+/// What a commit finds moved and not durable yet, at most: others wait for that commit.
+const UNSYNCED_BYTES: u64 = 4 << 20;
 /// A pack is cleaned when a quarter of it is garbage; while space is low, an eighth.
 const GARBAGE_SHARE_PERCENT: u64 = 25;
 const LOW_SPACE_SHARE_PERCENT: u64 = 12;
@@ -398,9 +400,16 @@ impl Volume {
         let (dead, mixed): (Vec<Victim>, Vec<Victim>) =
             victims.into_iter().partition(|victim| victim.live_bytes == 0);
         // What needs no room comes first.
-        freed += self.drop_victims(collection, &dead)?;
-        let mut rest = mixed.as_slice();
-        while !rest.is_empty() {
+        let (mut batch, mut rest) = (dead.as_slice(), mixed.as_slice());
+        loop {
+            let live = batch.iter().map(|victim| victim.live_bytes).sum::<u64>();
+            let moved = self.clean_batch(collection, batch, (done, total), pace)?;
+            done += live;
+            freed += moved.0;
+            rewritten += moved.1;
+            if rest.is_empty() {
+                return Ok((freed, rewritten));
+            }
             // What is moved must fit beside what it replaces.
             let batch_bytes = (self.statfs()?.available_bytes / 4).min(BATCH_BYTES);
             let mut live = 0;
@@ -409,38 +418,55 @@ impl Volume {
                 live += victim.live_bytes;
                 first || live <= batch_bytes
             };
-            let count = rest.iter().take_while(fits).count();
-            let (batch, behind) = rest.split_at(count);
-            let packs: Vec<u64> = batch.iter().map(|victim| victim.pack).collect();
-            // A second try finds moved what the first has moved.
-            let cleaned = self.with_reserve(|| {
-                Ok(collection.clean(&packs, &mut |bytes| {
-                    self.tell("cleaning", done + bytes, total);
-                    pace.step()
-                })?)
-            })?;
-            if cleaned.stopped {
-                return Err(Error::Closed);
-            }
-            rewritten += cleaned.rewritten_bytes;
-            done += batch.iter().map(|victim| victim.live_bytes).sum::<u64>();
-            self.commit_marker()?;
-            let cleaned: Vec<Victim> =
-                batch.iter().filter(|one| cleaned.packs.contains(&one.pack)).copied().collect();
-            freed += self.drop_victims(collection, &cleaned)?;
-            rest = behind;
+            (batch, rest) = rest.split_at(rest.iter().take_while(fits).count());
         }
-        Ok((freed, rewritten))
     }
 
-    fn drop_victims(&self, collection: &Collection<'_>, victims: &[Victim]) -> Result<u64, Error> {
-        let packs: Vec<u64> = victims.iter().map(|victim| victim.pack).collect();
-        let freed = collection.drop_packs(&packs)?;
+    /// Moves what lives in some victims, commits, and drops them. Returns what was freed and what
+    /// was written for that.
+    fn clean_batch(
+        &self,
+        collection: &Collection<'_>,
+        batch: &[Victim],
+        (done, total): (u64, u64),
+        pace: &mut Pace<'_>,
+    ) -> Result<(u64, u64), Error> {
+        let packs: Vec<u64> = batch.iter().map(|victim| victim.pack).collect();
+        let mut durable = 0;
+        // A second try finds moved what the first has moved.
+        let cleaned = self.with_reserve(|| {
+            Ok(collection.clean(&packs, &mut |bytes| {
+                self.tell("cleaning", done + bytes, total);
+                if UNSYNCED_BYTES < bytes.saturating_sub(durable) && !pace.urgent {
+                    durable = bytes;
+                    // The commit at the end meets a failure again.
+                    let _ = self.commit_chunks();
+                }
+                pace.step()
+            })?)
+        })?;
+        if cleaned.stopped {
+            return Err(Error::Closed);
+        }
+        let rewritten = cleaned.rewritten_bytes;
+        if 0 < rewritten {
+            self.commit_marker()?;
+        }
+        let clean: Vec<u64> = cleaned.packs.into_iter().collect();
+        let freed = collection.drop_packs(&clean)?;
         self.space.forget();
+        {
+            // At once, for those who wait for room.
+            let mut counters = self.counters.lock();
+            let state = &mut counters.collection;
+            state.freed_bytes = state.freed_bytes.saturating_add(freed);
+            state.rewritten_bytes = state.rewritten_bytes.saturating_add(rewritten);
+        }
         let mut figures = self.collector.figures.lock();
         figures.freed_bytes += freed;
-        figures.packs += packs.len() as u64;
-        Ok(freed)
+        figures.rewritten_bytes += rewritten;
+        figures.packs += clean.len() as u64;
+        Ok((freed, rewritten))
     }
 
     /// Sees to an image of the metadata behind the victims. Says whether there is one: it is not
@@ -486,11 +512,8 @@ impl Volume {
             state.learnt = found.clamp(LEARNT_MIN, MILLION);
         }
         state.garbage_bytes = garbage.saturating_sub(freed.saturating_sub(rewritten.min(freed)));
-        state.freed_bytes = state.freed_bytes.saturating_add(freed);
-        state.rewritten_bytes = state.rewritten_bytes.saturating_add(rewritten);
         drop(counters);
-        let mut figures = self.collector.figures.lock();
-        (figures.finished, figures.rewritten_bytes) = (now, rewritten);
+        self.collector.figures.lock().finished = now;
     }
 
     fn collects_by_itself(&self) -> bool {
