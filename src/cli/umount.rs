@@ -85,10 +85,10 @@ fn unmount(arguments: &Arguments, mount: &MountEntry) -> Result<(), Error> {
         // It is mounted elsewhere too (mount --bind), and goes on there.
         return Ok(());
     }
-    if let Some(daemon) = daemon {
-        wait(&daemon)?;
-    }
-    process.as_ref().map_or(Ok(()), wait_for_end)
+    let stored = daemon.as_ref().map_or(Ok(()), wait);
+    // Also when not all was stored: whoever mounts it next must not meet the daemon.
+    let ended = process.as_ref().map_or(Ok(()), wait_for_end);
+    stored.and(ended)
 }
 
 fn refused(arguments: &Arguments, source: io::Error) -> Error {
