@@ -443,6 +443,14 @@ impl Inner {
 
     /// Seals the open pack between two frames, if it is at least so long.
     pub(super) fn seal_from(&self, bytes: u64) -> Result<()> {
+        self.take_turn()?;
+        let sealed = self.log.lock().seal_from(bytes).map_err(|error| self.log_failed(error));
+        self.end_turn();
+        sealed
+    }
+
+    /// Waits until nobody appends, and keeps others from it.
+    fn take_turn(&self) -> Result<()> {
         let mut tail = self.pipeline.tail.lock();
         self.pipeline.check()?;
         while tail.busy {
@@ -450,32 +458,24 @@ impl Inner {
             self.pipeline.check()?;
         }
         tail.busy = true;
-        drop(tail);
-        let sealed = self.log.lock().seal_from(bytes).map_err(|error| self.log_failed(error));
+        Ok(())
+    }
+
+    /// Lets others append again, and appends the frames that came meanwhile: their failure is for
+    /// those who put them.
+    fn end_turn(&self) {
         let mut tail = self.pipeline.tail.lock();
         tail.busy = false;
         self.pipeline.moved.notify_all();
         drop(self.drain(tail, false));
-        sealed
     }
 
     /// Appends a commit record between two frames, and syncs it.
     pub(super) fn append_record(&self, entries: &[u8]) -> Result<super::LogPosition> {
-        let mut tail = self.pipeline.tail.lock();
-        self.pipeline.check()?;
-        while tail.busy {
-            self.pipeline.moved.wait(&mut tail);
-            self.pipeline.check()?;
-        }
-        tail.busy = true;
-        drop(tail);
+        self.take_turn()?;
         let mark = self.index.mark();
         let appended = self.log.lock().record(entries).map_err(|error| self.log_failed(error));
-        let mut tail = self.pipeline.tail.lock();
-        tail.busy = false;
-        self.pipeline.moved.notify_all();
-        // Frames that came meanwhile; their failure is for those who put them.
-        drop(self.drain(tail, false));
+        self.end_turn();
         let (file, position) = appended?;
         if let Err(source) = file.sync() {
             return Err(self
